@@ -1,0 +1,107 @@
+"""Views: what a reader of a prompt gets to see (prompt, evidence) -> chat messages, or None when evidence is missing.
+
+A view never invents an empty section: None drives masks and routing (which rows a term covers), so a missing solution is
+None and never "". The layout follows SDPO (arXiv 2601.20802, reprompt) and OPSD (arXiv 2601.18734, teacher prompt): system
+turns unchanged; the last user turn holds the question, then one section for each piece of evidence, then a closing request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+Message = dict[str, str]
+Messages = Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a privileged reader may be shown beside the question. A field is None when there is none."""
+
+    solution: str | None = None
+    feedback: str | None = None
+    attempt: str | None = None
+    hint: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("solution", "feedback", "attempt", "hint"):
+            value = getattr(self, name)
+            if value is not None and not value.strip():
+                raise ValueError(f"evidence {name} is None when missing, never an empty string")
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The sentences around evidence. `{}` is where the evidence goes."""
+
+    solution: str
+    feedback: str
+    attempt: str
+    hint: str
+    closing: str
+
+
+ENGLISH = Wording(
+    solution="\n\nHere is a correct solution of this question:\n{}",
+    feedback="\n\nAn earlier attempt at this question failed. What was wrong with it:\n{}",
+    attempt="\n\nAn earlier attempt at this question:\n{}",
+    hint="\n\nHint: {}",
+    closing="\n\nNow answer the original question yourself, in your own words.",
+)
+TERSE = Wording(solution="S{}", feedback="F{}", attempt="A{}", hint="H{}", closing="")
+"""For character-level models, where a sentence costs a hundred steps."""
+
+WORDINGS = MappingProxyType({"english": ENGLISH, "terse": TERSE})
+
+
+def _with_sections(messages: Messages, wording: Wording, sections: Sequence[tuple[str, str | None]]) -> list[Message] | None:
+    present = [(name, text) for name, text in sections if text is not None]
+    if not present:
+        return None
+    turns = [dict(message) for message in messages]
+    last_user = max(i for i, message in enumerate(turns) if message["role"] == "user")
+    added = "".join(getattr(wording, name).format(text) for name, text in present)
+    turns[last_user]["content"] = turns[last_user]["content"] + added + wording.closing
+    return turns
+
+
+def plain(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
+    """The question alone; never None."""
+    return [dict(message) for message in messages]
+
+
+def with_solution(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
+    """The question and a correct solution."""
+    return _with_sections(messages, wording, [("solution", evidence.solution)])
+
+
+def with_feedback(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
+    """The question and what was wrong with an earlier attempt (the attempt itself is not shown)."""
+    return _with_sections(messages, wording, [("feedback", evidence.feedback)])
+
+
+def with_attempt(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
+    """The question, an earlier attempt and, where there is any, what was wrong with it. None without an attempt."""
+    if evidence.attempt is None:
+        return None
+    return _with_sections(messages, wording, [("attempt", evidence.attempt), ("feedback", evidence.feedback)])
+
+
+def with_hint(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
+    """The question and a hint."""
+    return _with_sections(messages, wording, [("hint", evidence.hint)])
+
+
+def hindsight(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
+    """SDPO's reprompt: whatever there is of attempt, solution and feedback; None when there is nothing."""
+    sections = [("attempt", evidence.attempt), ("solution", evidence.solution), ("feedback", evidence.feedback)]
+    if evidence.solution is None and evidence.feedback is None:
+        return None
+    return _with_sections(messages, wording, sections)
+
+
+View = Callable[[Messages, Evidence, Wording], "list[Message] | None"]
+VIEWS: MappingProxyType[str, View] = MappingProxyType(
+    {view.__name__: view for view in (plain, with_solution, with_feedback, with_attempt, with_hint, hindsight)}
+)
