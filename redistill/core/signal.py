@@ -1,0 +1,146 @@
+"""Signals: what a method asks of an update, in words that no domain owns.
+
+A signal holds rows (episodes under the view they are trained under) and terms. A term names the *quantities* it needs; the
+domain measures them, one differentiable value per step; the term turns them into losses; its normaliser says by what the
+sum over the whole update batch is divided. All vectors with the suffix _N run over the steps of all rows, in order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redistill.core.episode import Episode
+from redistill.core.specs import DivergenceKind, Normaliser, Support, TeacherWeights
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """Weights x one context per row. A row whose context is None has no teacher: terms must mask it."""
+
+    weights: TeacherWeights
+    contexts: tuple[Any | None, ...]
+
+    def subset(self, rows: Sequence[int]) -> Teacher:
+        """The teacher of some of the rows."""
+        return Teacher(self.weights, tuple(self.contexts[row] for row in rows))
+
+
+class Quantity:
+    """A number per step that a domain can measure. Subclasses are frozen dataclasses, compared by value."""
+
+
+@dataclass(frozen=True)
+class LogProb(Quantity):
+    """Log-probability of the step that was taken, under the row's own sampling temperature. Differentiable."""
+
+
+@dataclass(frozen=True)
+class EntropyOf(Quantity):
+    """Entropy (nats) of the student's distribution at the step, under the row's own sampling temperature."""
+
+
+@dataclass(frozen=True)
+class TeacherLogProb(Quantity):
+    """Log-probability the teacher gives to the step that was taken, under the row's temperature. No gradient."""
+
+    teacher: Teacher
+
+
+@dataclass(frozen=True)
+class DivergenceOf(Quantity):
+    """Divergence between teacher and student at the step; both logits divided by `temperature`. `clip` is the upper
+    bound of each outcome's contribution (OPSD)."""
+
+    teacher: Teacher
+    kind: DivergenceKind
+    support: Support
+    clip: float | None = None
+    temperature: float = 1.0
+
+
+Values = Mapping[Quantity, Tensor]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a term says of some steps: losses [n] (differentiable) and named per-step observations [n] for the log."""
+
+    loss_n: Tensor
+    observed: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Term(ABC):
+    """One component of a signal. `mask_N` says which steps it covers (None: all); `weight_N` multiplies its losses."""
+
+    name: str
+    coefficient: float = 1.0
+    normaliser: Normaliser = Normaliser("token")
+    mask_N: Tensor | None = None
+    weight_N: Tensor | None = None
+
+    @abstractmethod
+    def quantities(self) -> tuple[Quantity, ...]:
+        """What the domain has to measure for this term."""
+
+    @abstractmethod
+    def losses(self, values: Values, at_n: Tensor, lengths: Sequence[int]) -> Losses:
+        """Losses of the steps `at_n` (indices into the signal's steps), which are whole rows of the given lengths."""
+
+    def subset(self, at_n: Tensor, rows: Sequence[int]) -> Term:
+        """This term over some rows only: vectors over steps are sliced, teachers keep the contexts of the rows."""
+        changed: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor) and item.name.endswith("_N"):
+                changed[item.name] = value[at_n]
+            elif isinstance(value, Teacher):
+                changed[item.name] = value.subset(rows)
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """Rows and terms for one player. The same episode may be several rows (one for each view it is trained under)."""
+
+    rows: Sequence[Episode]
+    terms: Sequence[Term]
+    player: str = "student"
+
+    def __post_init__(self) -> None:
+        steps = sum(self.lengths)
+        for term in self.terms:
+            for item in fields(term):
+                value = getattr(term, item.name)
+                if isinstance(value, Tensor) and item.name.endswith("_N") and value.shape != (steps,):
+                    raise ValueError(f"term {term.name}: {item.name} has shape {tuple(value.shape)}, rows have {steps} steps")
+                if isinstance(value, Teacher) and len(value.contexts) != len(self.rows):
+                    raise ValueError(f"term {term.name}: {len(value.contexts)} teacher contexts for {len(self.rows)} rows")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of each row."""
+        return [row.steps for row in self.rows]
+
+    def steps_of(self, rows: Sequence[int]) -> Tensor:
+        """Indices of the steps of some rows, in the order of `rows`: int64 [n]."""
+        ends = list(accumulate(self.lengths))
+        pieces = [torch.arange(ends[row] - self.rows[row].steps, ends[row]) for row in rows]
+        return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+
+    def subset(self, rows: Sequence[int]) -> Signal:
+        """The signal of some rows, as a signal of its own (a mini-batch)."""
+        at_n = self.steps_of(rows)
+        return Signal([self.rows[row] for row in rows], [term.subset(at_n, rows) for term in self.terms], self.player)
+
+
+def per_step(values: Sequence[float] | Tensor, lengths: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Spread one value per row over the row's steps: [R] -> [N]."""
+    return torch.as_tensor(values).to(dtype).repeat_interleave(torch.as_tensor(lengths, dtype=torch.int64))
