@@ -19,7 +19,7 @@ from redistill.objectives.estimators import estimate
 from redistill.objectives.policy_gradient import policy_gradient, sequence_log_ratio
 
 LogRatio = Callable[[Values, Tensor, Sequence[int]], Tensor]
-"""A custom ratio: (values, steps, lengths) -> log-ratio [n], differentiable in the student (rlad's anchored ratio)."""
+"""A custom ratio: (values, behaviour_n, lengths) -> log-ratio [n], differentiable in the student (rlad's anchored ratio)."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,7 +48,7 @@ class PolicyGradient(Term):
         if self.ratio == "sequence":
             log_ratio_n = sequence_log_ratio(logp_n, behaviour_n, lengths)
         elif callable(self.ratio):
-            log_ratio_n = self.ratio(values, at_n, lengths)
+            log_ratio_n = self.ratio(values, behaviour_n, lengths)
         loss_n, clipped_n = policy_gradient(
             logp_n, behaviour_n, self.advantage_N[at_n].to(logp_n), clip_low=self.clip_low, clip_high=self.clip_high,
             dual_clip=self.dual_clip, log_ratio_N=log_ratio_n,

@@ -49,7 +49,7 @@ def _share_right(attempt: str, truth: str) -> float:
 @dataclass(frozen=True)
 class Sums:
     """Sums of `terms` (2 to 8) numbers of `digits` (1 to 9) digits, no leading zeros. With `partial`, a wrong answer
-    earns the share of its digits that are right, aligned at the right; else the reward is 1 for the exact number or 0."""
+    earns the share of its digits that are right, aligned at the right; else only the exact number earns anything."""
 
     terms: int = 3
     digits: int = 2

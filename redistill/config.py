@@ -1,0 +1,123 @@
+"""The settings of a run. Strict, flat, torch-free: every key is declared once, with its meaning, default and range."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redistill.core.options import build, option, options_of
+from redistill.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything about a run that is not the method's own. A method may declare its paper's values as `run_defaults`."""
+
+    task: str = option("sums", "task name with options, name:key=value,..., or a .jsonl/.parquet file")
+    model: str = option("pocket", "model name (pocket, smollm2-135m, gemma3-270m), local folder or hub id")
+    seed: int = option(0, "seed of prompts and samples", low=0)
+    steps: int = option(100, "updates of the main stage", low=1)
+    warm_start_steps: int = option(0, "supervised updates on plain and in-context prompts before the method starts", low=0)
+    warm_start_learning_rate: float = option(1e-5, "learning rate of the warm start", above=0)
+
+    prompts_per_step: int = option(8, "prompts in a step", low=1)
+    group_size: int = option(8, "episodes sampled for each prompt", low=1)
+    max_new_tokens: int = option(64, "longest response, in tokens", low=1)
+    temperature: float = option(1.0, "sampling temperature; 0 is greedy", low=0)
+    top_p: float = option(1.0, "nucleus sampling: smallest set with this mass", above=0, high=1)
+    top_k: int = option(0, "sample among the k likeliest tokens; 0 is off", low=0)
+    min_p: float = option(0.0, "drop tokens below this share of the likeliest one's probability", low=0, high=1)
+    max_prompt_tokens: int = option(1024, "a longer prompt (in any view) is left out and counted", low=1)
+
+    learning_rate: float = option(1e-5, "AdamW learning rate", above=0)
+    warmup_steps: int = option(0, "updates over which the learning rate rises from 0", low=0)
+    weight_decay: float = option(0.0, "AdamW weight decay", low=0)
+    beta2: float = option(0.999, "AdamW second-moment decay", low=0, high=0.99999)
+    grad_clip: float = option(1.0, "global gradient norm bound", above=0)
+    minibatches: int = option(1, "updates for each sampled batch (the batch is cut into so many)", low=1)
+    lora_rank: int = option(0, "LoRA rank; 0 trains all weights", low=0)
+    lora_alpha: float | None = option(None, "LoRA alpha; none means twice the rank", above=0)
+    dtype: str = option("float32", "compute dtype (weights stay float32)", choices=("float32", "bfloat16", "auto"))
+    micro_batch_tokens: int = option(2048, "tokens in one forward pass of the update", low=1)
+    sample_batch: int = option(64, "episodes sampled side by side", low=1)
+
+    eval_prompts: int = option(100, "held-out prompts of an evaluation", low=1)
+    eval_every: int = option(0, "updates between evaluations; 0 evaluates before and after only", low=0)
+    eval_samples: int = option(0, "samples per held-out prompt for avg@k and pass@k beside greedy; 0 is off", low=0)
+    eval_temperature: float = option(1.0, "temperature of those samples", above=0)
+    utility: bool = option(True, "measure teacher utility (accuracy with context minus without) with each evaluation")
+    save_every: int = option(25, "updates between checkpoints", low=1)
+    keep_last: int = option(2, "checkpoints kept", low=1)
+    save_model: bool = option(True, "save the trained model as ordinary transformers files at the end")
+    max_bad_updates: int = option(5, "non-finite updates in a row after which the run stops", low=1)
+    tracker: str = option("none", "also log to", choices=("none", "tensorboard", "wandb", "trackio"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method's slug with settings for the run and for the method, not yet read."""
+
+    method: str
+    run: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read a recipe by name or by path: a TOML file with `method`, run settings, and an [options] table."""
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        raise UserError(f"recipe {name!r} does not exist{nearest(name, recipe_names())}")
+    try:
+        table = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {path} is not valid TOML: {error}") from None
+    method = table.pop("method", None)
+    if not isinstance(method, str):
+        raise UserError(f"recipe {path} does not name its method (method = \"...\")")
+    options = table.pop("options", {})
+    table.pop("about", None)
+    if not isinstance(options, dict):
+        raise UserError(f"recipe {path}: [options] must be a table")
+    return Recipe(method, table, options)
+
+
+def split_settings(pairs: Mapping[str, Any], method: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sort key=value settings into the run's and the method's; a key of neither is an error with the nearest one."""
+    run_keys, method_keys = options_of(RunConfig), options_of(method)
+    for key in pairs:
+        if key not in run_keys and key not in method_keys:
+            slug = getattr(method, "slug", method.__name__)
+            raise UserError(
+                f"{key!r} is neither a setting of a run nor an option of {slug}{nearest(key, [*run_keys, *method_keys])}"
+            )
+    run = {key: value for key, value in pairs.items() if key in run_keys}
+    return run, {key: value for key, value in pairs.items() if key in method_keys}
+
+
+def parse_pairs(pairs: list[str]) -> dict[str, str]:
+    """Read ["key=value", ...]; a repeated or malformed pair is an error."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {pair!r} is not key=value")
+        if key.strip() in found:
+            raise UserError(f"--set gives {key.strip()!r} twice")
+        found[key.strip()] = value
+    return found
+
+
+def run_config(method: type, given: Mapping[str, Any]) -> RunConfig:
+    """The run's settings: the method's paper values, overridden by what is given."""
+    return build(RunConfig, {**getattr(method, "run_defaults", {}), **given})

@@ -1,0 +1,91 @@
+"""Players: everything trainable has a name, parameters and an optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from redistill.core.state import Piece
+
+
+@dataclass
+class Player:
+    """One trainable: the module, the parameters that train (by name) and AdamW with linear warm-up."""
+
+    name: str
+    module: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    learning_rate: float
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    beta2: float = 0.999
+    grad_clip: float = 1.0
+    updates: int = 0
+    bad_in_a_row: int = 0
+    skipped: int = 0
+    optimiser: torch.optim.AdamW = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fresh_optimiser()
+
+    def fresh_optimiser(self) -> None:
+        """Start the optimiser anew (at the start and between stages)."""
+        self.updates = 0
+        self.optimiser = torch.optim.AdamW(
+            list(self.parameters.values()), lr=self.learning_rate, betas=(0.9, self.beta2), weight_decay=self.weight_decay
+        )
+
+    def step(self) -> tuple[float, bool]:
+        """Clip the gradient and step. Returns (gradient norm before clipping, stepped). A non-finite gradient is not
+        applied: the update is skipped and counted, weights and optimiser stay as they were."""
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.grad_clip))
+        finite = norm == norm and norm != float("inf")
+        if finite:
+            warm = min(1.0, (self.updates + 1) / (self.warmup_steps + 1))
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.learning_rate * warm
+            self.optimiser.step()
+            self.updates += 1
+            self.bad_in_a_row = 0
+        else:
+            self.skip()
+        self.optimiser.zero_grad(set_to_none=True)
+        return norm, finite
+
+    def skip(self) -> None:
+        """Count an update that was not applied."""
+        self.skipped += 1
+        self.bad_in_a_row += 1
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def state(self) -> Piece:
+        """Weights, optimiser moments and counters."""
+        tensors: dict[str, Tensor] = {f"weight/{name}": p.detach() for name, p in self.parameters.items()}
+        buffers = {name: b for name, b in self.module.named_buffers() if b is not None}
+        tensors |= {f"buffer/{name}": b.detach() for name, b in buffers.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"adam/{key}/{name}"] = torch.as_tensor(value).detach()
+        facts = {"updates": self.updates, "bad_in_a_row": self.bad_in_a_row, "skipped": self.skipped}
+        return Piece(tensors, {**facts, "learning_rate": self.learning_rate})
+
+    def restore(self, piece: Piece) -> None:
+        """Load what `state` returned, in place."""
+        facts = piece.facts
+        self.learning_rate = facts["learning_rate"]
+        self.fresh_optimiser()
+        self.updates, self.bad_in_a_row, self.skipped = facts["updates"], facts["bad_in_a_row"], facts["skipped"]
+        buffers = dict(self.module.named_buffers())
+        with torch.no_grad():
+            for key, value in piece.tensors.items():
+                kind, _, rest = key.partition("/")
+                if kind == "weight":
+                    self.parameters[rest].copy_(value)
+                elif kind == "buffer":
+                    buffers[rest].copy_(value)
+                else:
+                    slot, _, name = rest.partition("/")
+                    self.optimiser.state[self.parameters[name]][slot] = value.clone()

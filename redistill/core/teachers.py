@@ -1,0 +1,115 @@
+"""Teacher weights: copies of a player's trainable tensors, swapped in for a forward pass (LoRA: the adapters only).
+
+A teacher is never a second module: its tensors replace the player's for the time of a no-grad forward and go back
+afterwards. So one mechanism serves full fine-tuning, LoRA (a frozen teacher is then exactly the base model) and any domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from redistill.core.players import Player
+from redistill.core.specs import TeacherWeights
+from redistill.core.state import Piece
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component of a teacher: a share of the mixture in log space and where its weights are. `copy` None is live;
+    `module` is set for a teacher that is another model."""
+
+    share: float
+    copy: Mapping[str, Tensor] | None = None
+    module: object | None = None
+
+
+class TeacherBank:
+    """All weight copies of one player, made before the first update and evolved once after each step."""
+
+    def __init__(self, player: Player, load: Callable[[str], object]) -> None:
+        self.player = player
+        self.load = load
+        self.copies: dict[str, dict[str, Tensor]] = {}
+        self.specs: dict[str, TeacherWeights] = {}
+        self.others: dict[str, object] = {}
+
+    def need(self, weights: Sequence[TeacherWeights]) -> None:
+        """Make the copies that these teachers use, from the player's weights now."""
+        for spec in weights:
+            if spec.name == "checkpoint":
+                self.others.setdefault(spec.path, self.load(spec.path))
+            elif spec.name in ("frozen", "trust_region"):
+                self._copy("frozen", TeacherWeights("frozen"))
+            elif spec.name in ("ema", "sync"):
+                self._copy(_key(spec), spec)
+
+    def _copy(self, key: str, spec: TeacherWeights) -> None:
+        if key not in self.copies:
+            self.copies[key] = {name: p.detach().clone() for name, p in self.player.parameters.items()}
+            self.specs[key] = spec
+
+    def parts(self, weights: TeacherWeights) -> list[Part]:
+        """What to mix (log space, shares sum to 1) to get this teacher's distribution."""
+        if weights.name == "live":
+            return [Part(1.0)]
+        if weights.name == "checkpoint":
+            return [Part(1.0, module=self.others[weights.path])]
+        if weights.name == "trust_region":
+            return [Part(1.0 - weights.rate, self.copies["frozen"]), Part(weights.rate)]
+        return [Part(1.0, self.copies["frozen" if weights.name == "frozen" else _key(weights)])]
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Evolve the copies, once for each step (all its mini-batches done). ema: new = (1-r) old + r student."""
+        for key, spec in self.specs.items():
+            if spec.name == "ema":
+                for name, old in self.copies[key].items():
+                    old.lerp_(self.player.parameters[name].detach(), spec.rate)
+            elif spec.name == "sync" and step % int(spec.rate) == 0:
+                for name, old in self.copies[key].items():
+                    old.copy_(self.player.parameters[name].detach())
+
+    def drift(self) -> dict[str, float]:
+        """Relative L2 distance of each copy from the student's weights now, for the log."""
+        found = {}
+        for key, copy in self.copies.items():
+            gap = sum(float((self.player.parameters[n].detach() - t).square().sum()) for n, t in copy.items())
+            size = sum(float(t.square().sum()) for t in copy.values())
+            found[key] = (gap / max(size, 1e-30)) ** 0.5
+        return found
+
+    def state(self) -> Piece:
+        """All copies."""
+        return Piece({f"{key}/{name}": t for key, copy in self.copies.items() for name, t in copy.items()})
+
+    def restore(self, piece: Piece) -> None:
+        """Load all copies, in place."""
+        for key, copy in self.copies.items():
+            for name, tensor in copy.items():
+                tensor.copy_(piece.tensors[f"{key}/{name}"])
+
+
+def _key(spec: TeacherWeights) -> str:
+    return f"{spec.name}-{spec.rate:g}"
+
+
+@contextmanager
+def swapped(parameters: Mapping[str, nn.Parameter], copy: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Let the parameters hold the tensors of `copy` inside the block (None: leave them). Only for no-grad forwards:
+    the student's own graph must not be built or walked while its weights are away."""
+    if copy is None:
+        yield
+        return
+    own = {name: parameters[name].data for name in copy}
+    try:
+        for name, tensor in copy.items():
+            parameters[name].data = tensor
+        yield
+    finally:
+        for name, tensor in own.items():
+            parameters[name].data = tensor
