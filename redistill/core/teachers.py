@@ -53,6 +53,13 @@ class TeacherBank:
             self.copies[key] = {name: p.detach().clone() for name, p in self.player.parameters.items()}
             self.specs[key] = spec
 
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Start every copy again from the player's weights now (the start of a stage: "initial" means the stage's)."""
+        for copy in self.copies.values():
+            for name, tensor in copy.items():
+                tensor.copy_(self.player.parameters[name].detach())
+
     def parts(self, weights: TeacherWeights) -> list[Part]:
         """What to mix (log space, shares sum to 1) to get this teacher's distribution."""
         if weights.name == "live":

@@ -48,7 +48,9 @@ class Sampling:
         for key in ("top_k", "max_new_tokens"):
             _number(key, getattr(self, key), int)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(f"sampling temperature is {self.temperature:g}, it must be 0 (greedy) or a finite number above")
+            raise UserError(
+                f"sampling temperature is {self.temperature:g}, it must be 0 (greedy) or a finite number above"
+            )
         if not 0 < self.top_p <= 1:
             raise UserError(f"sampling top_p is {self.top_p:g}, it must be above 0 and at most 1 (1 is off)")
         if not 0 <= self.min_p <= 1:

@@ -1,0 +1,247 @@
+"""The loop: collect, signal, update, evolve, evaluate, save. Read this file to know what a run does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redistill.config import RunConfig
+from redistill.core import rng
+from redistill.core.domain import Domain
+from redistill.core.episode import Group
+from redistill.core.method import Method, Stage
+from redistill.core.runs import Log, RunFolder
+from redistill.core.signal import Signal
+from redistill.core.state import Piece, State, newest_good
+from redistill.core.task import Prompt, Task
+from redistill.core.update import update
+from redistill.errors import UserError
+
+Report = Callable[[str, Mapping[str, Any]], None]
+"""Told what happens ("start", "views", "step", "evaluated", "saved", "warning", ...) with its facts; prints or ignores."""
+
+
+@dataclass
+class Cursor:
+    """Where the run is: the step, the prompts used, and evaluations so far."""
+
+    step: int = 0
+    prompts: int = 0
+    evaluations: dict[str, Any] = field(default_factory=dict)
+
+    def state(self) -> Piece:
+        """All of it."""
+        return Piece(facts={"step": self.step, "prompts": self.prompts, "evaluations": self.evaluations})
+
+    def restore(self, piece: Piece) -> None:
+        """Load it."""
+        facts = piece.facts
+        self.step, self.prompts, self.evaluations = facts["step"], facts["prompts"], facts["evaluations"]
+
+
+@dataclass
+class Run:
+    """One run of one method. Implements the `Context` that methods see."""
+
+    method: Method
+    config: RunConfig
+    task: Task
+    domain: Domain
+    folder: RunFolder
+    stages: Sequence[Stage]
+    report: Report
+    cursor: Cursor = field(default_factory=Cursor)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.log_file, self.samples = Log(self.folder.path / "metrics.jsonl"), Log(self.folder.path / "samples.jsonl")
+        self.state = State()
+        parts = {"cursor": self.cursor, "metrics": self.log_file, "samples": self.samples, **self.domain.stateful()}
+        parts |= {f"player-{name}": player for name, player in self.domain.players.items()}
+        parts["teachers"] = self.domain.bank
+        for stage in self.stages:
+            parts |= {f"{stage.name}-{name}": part for name, part in stage.method.state().items()}
+        for name, part in parts.items():
+            self.state.register(name, part)
+
+    # --- the context that methods see -------------------------------------------------------------------------------
+    @property
+    def step(self) -> int:
+        """Updates done so far."""
+        return self.cursor.step
+
+    def next_prompts(self) -> list[Prompt]:
+        """The step's training prompts."""
+        first = self.cursor.prompts
+        self.cursor.prompts += self.config.prompts_per_step
+        return [self.task.train(index, self.config.seed) for index in range(first, self.cursor.prompts)]
+
+    def uniform(self, *key: Any) -> Any:
+        """Uniform draws keyed by run seed, step and key."""
+        return rng.uniform("method", self.config.seed, self.cursor.step, *key)
+
+    def log(self, name: str, value: float) -> None:
+        """Add a number to the step's metrics."""
+        self.metrics[name] = float(value)
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+    def go(self, resume: bool) -> dict[str, Any]:
+        """Run to the end and return the result that is also written to result.json."""
+        began = time.monotonic()
+        if resume:
+            self._resume()
+        ends = stage_ends(self.stages, self.config.steps)
+        self.report("start", {"steps": ends[-1], "at": self.cursor.step, "folder": str(self.folder.path)})
+        if "before" not in self.cursor.evaluations:
+            self._evaluate("before")
+        while self.cursor.step < ends[-1]:
+            index = next(i for i, end in enumerate(ends) if self.cursor.step < end)
+            stage = self.stages[index]
+            self._enter(stage, first=self.cursor.step == (ends[index - 1] if index else 0))
+            self._one_step(stage)
+            if self.cursor.step == ends[-1] and "after" not in self.cursor.evaluations:
+                self._evaluate("after")
+            elif self.config.eval_every and self.cursor.step % self.config.eval_every == 0:
+                self._evaluate(f"step-{self.cursor.step}")
+            if self.cursor.step % self.config.save_every == 0 or self.cursor.step == ends[-1]:
+                self._save()
+        return self._finish(time.monotonic() - began)
+
+    def _enter(self, stage: Stage, *, first: bool) -> None:
+        """At the first step of a stage: its learning rate, fresh optimisers, and teacher copies of the weights as they are."""
+        if not first:
+            return
+        rate = self.config.learning_rate if stage.learning_rate is None else stage.learning_rate
+        for player in self.domain.players.values():
+            player.learning_rate = rate
+            player.fresh_optimiser()
+        self.domain.bank.refresh()
+        self.report("stage", {"stage": stage.name, "step": self.cursor.step})
+
+    def _one_step(self, stage: Stage) -> None:
+        self.metrics = {}
+        clock = Clock()
+        self.domain.begin_step(self.cursor.step)
+        groups = stage.method.collect(self)
+        clock.lap("collect")
+        made = stage.method.signal(groups, self)
+        signals: Sequence[Signal] = [made] if isinstance(made, Signal) else list(made)
+        clock.lap("signal")
+        if self.cursor.step == 0 or (self.folder.path / "views.txt").exists() is False:
+            views = self.domain.describe(groups, signals)
+            self.folder.write("views.txt", views)
+            self.report("views", {"text": views})
+        for signal in signals:
+            measured = update(signal, self.domain, self.config.minibatches)
+            prefix = "" if signal.player == "student" else f"{signal.player}/"
+            self.metrics |= {prefix + name: value for name, value in measured.items()}
+        clock.lap("update")
+        self.cursor.step += 1
+        stage.method.after_update(groups, self)
+        self.domain.bank.after_step(self.cursor.step)
+        clock.lap("evolve")
+        self._record(stage, groups, clock)
+
+    def _record(self, stage: Stage, groups: Sequence[Group], clock: Clock) -> None:
+        self.metrics |= describe_groups(groups)
+        record = {"step": self.cursor.step, "stage": stage.name, **self.metrics}
+        self.log_file.add({**record, **clock.seconds})
+        for group in list(groups)[:1]:
+            for episode in list(group)[:2]:
+                verdict = episode.verdict
+                self.samples.add({
+                    "step": self.cursor.step, "prompt": group.prompt.content, "view": episode.sampled_under,
+                    "text": episode.text, "finish": episode.finish, "reward": verdict.reward if verdict else None,
+                    "feedback": verdict.feedback if verdict else None,
+                })  # fmt: skip
+        self.report("step", {**record, **clock.seconds})
+        for name, player in self.domain.players.items():
+            if self.metrics.get("skipped"):
+                self.report("warning", {"text": f"step {self.cursor.step}: a non-finite loss or gradient; {name} was not updated"})
+            if player.bad_in_a_row >= self.config.max_bad_updates:
+                raise UserError(
+                    f"{player.bad_in_a_row} updates in a row were not finite at step {self.cursor.step}; the run stops and its "
+                    f"last good checkpoint under {self.folder.checkpoints} is intact (try a smaller learning_rate)"
+                )
+
+    def _evaluate(self, label: str) -> None:
+        result = dict(self.domain.evaluate(label))
+        self.cursor.evaluations[label] = {"step": self.cursor.step, **result}
+        self.log_file.add({"step": self.cursor.step, "evaluation": label, **result})
+        self.report("evaluated", {"label": label, "step": self.cursor.step, **result})
+
+    def _save(self) -> None:
+        path = self.state.save(self.folder.checkpoints, self.cursor.step, self.config.keep_last)
+        self.report("saved", {"path": str(path)})
+
+    def _resume(self) -> None:
+        folder, refused = newest_good(self.folder.checkpoints)
+        for sentence in refused:
+            self.report("warning", {"text": f"{sentence}; the one before it is used"})
+        if folder is None:
+            self.log_file.restore(Piece(facts={"bytes": 0}))
+            self.samples.restore(Piece(facts={"bytes": 0}))
+            self.report("warning", {"text": f"no usable checkpoint in {self.folder.checkpoints}: the run starts from the beginning"})
+            return
+        self.state.load(folder)
+        self.report("resumed", {"path": str(folder), "step": self.cursor.step})
+
+    def _finish(self, seconds: float) -> dict[str, Any]:
+        if self.config.save_model:
+            self.domain.save(self.folder.path / "model")
+        skipped = sum(player.skipped for player in self.domain.players.values())
+        result = {
+            "method": self.method.slug, "steps": self.cursor.step, "prompts": self.cursor.prompts,
+            "evaluations": self.cursor.evaluations, "skipped_updates": skipped, "seconds": round(seconds, 1),
+        }  # fmt: skip
+        self.folder.write("result.json", result)
+        self.report("finished", {**result, "folder": str(self.folder.path)})
+        return result
+
+    def close(self) -> None:
+        """Close the run's files and let go of its folder."""
+        self.log_file.close()
+        self.samples.close()
+        self.folder.close()
+
+
+class Clock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """The phase that ends now."""
+        now = time.monotonic()
+        self.seconds[f"seconds_{phase}"] = round(now - self.last, 4)
+        self.last = now
+
+
+def stage_ends(stages: Sequence[Stage], steps: int) -> list[int]:
+    """The step at which each stage ends; a stage without a number of its own takes the run's."""
+    ends: list[int] = []
+    for stage in stages:
+        ends.append((ends[-1] if ends else 0) + (steps if stage.steps is None else stage.steps))
+    return ends
+
+
+def describe_groups(groups: Sequence[Group]) -> dict[str, float]:
+    """What every run logs of its episodes: reward, dead groups, length, truncation."""
+    episodes = [episode for group in groups for episode in group]
+    judged = [group for group in groups if all(episode.verdict is not None for episode in group) and len(group)]
+    if not episodes:
+        return {"episodes": 0.0}
+    found = {
+        "episodes": float(len(episodes)),
+        "length": sum(episode.steps for episode in episodes) / len(episodes),
+        "truncated": sum(episode.finish == "length" for episode in episodes) / len(episodes),
+    }
+    if judged:
+        rewards = [float(group.rewards.mean()) for group in judged]
+        found["reward"] = sum(rewards) / len(rewards)
+        found["dead_groups"] = sum(float(group.rewards.max() == group.rewards.min()) for group in judged) / len(judged)
+    return found

@@ -1,0 +1,109 @@
+"""Run folders: one folder holds everything about a run, and only one process may write it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from redistill.core.state import Piece
+from redistill.errors import UserError
+
+PACKAGES = ("redistill", "torch", "transformers", "peft", "safetensors", "numpy", "reasoning-gym", "math-verify")
+
+
+class RunFolder:
+    """runs/<name>: config.json, versions.json, metrics.jsonl, samples.jsonl, views.txt, checkpoints/, model/, result.json."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"run folder {path} cannot be written ({error.strerror or error}); choose another --out") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"run folder {path} is being written by another process; choose another --out") from None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a small file atomically: JSON, or text when `content` is a string."""
+        text = content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False)
+        draft = self.path / f".{name}.draft"
+        try:
+            draft.write_text(text + "\n")
+            os.replace(draft, self.path / name)
+        except OSError as error:
+            raise UserError(f"{self.path / name} could not be written ({error.strerror or error})") from None
+
+    def read(self, name: str) -> Any:
+        """Read a JSON file of the folder; None when it is not there."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def close(self) -> None:
+        """Let another process write the folder."""
+        self._lock.close()
+
+
+class Log:
+    """An append-only JSONL file whose length is part of the state: on resume, lines after the checkpoint are cut off."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("ab")
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Append one record and flush it."""
+        try:
+            self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path} could not be written ({error.strerror or error}); the run stops here") from None
+
+    def state(self) -> Piece:
+        """The file's length in bytes."""
+        self.file.flush()
+        return Piece(facts={"bytes": self.file.tell() if self.file.tell() else self.path.stat().st_size})
+
+    def restore(self, piece: Piece) -> None:
+        """Cut the file back to what it was."""
+        size = self.path.stat().st_size
+        if size < piece.facts["bytes"]:
+            raise UserError(f"{self.path} is shorter than its checkpoint says ({size} < {piece.facts['bytes']} bytes)")
+        self.file.truncate(piece.facts["bytes"])
+        self.file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the packages that a number may depend on."""
+    found = {"python": sys.version.split()[0], "platform": platform.platform(), "cpus": str(os.cpu_count())}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def default_path(method: str, task: str, seed: int) -> Path:
+    """runs/<method>-<task>-s<seed>-<time>, a name that says what it is."""
+    short = "".join(c if c.isalnum() else "_" for c in task.split(":")[0].rsplit("/", 1)[-1])
+    return Path("runs") / f"{method}-{short}-s{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
