@@ -2,8 +2,8 @@
 
 A prompt is read once and its keys and values are copied to every episode of its group. Each episode owns a slot (a row)
 of a preallocated cache in which column j holds position j, so there is no left padding and no mask by token id: a row
-sees its columns up to its own position, nothing else. Rows that finish hand their slot on at once, so rows of
-any length decode side by side. Each token takes one uniform, keyed by (prompt key, sample, position), through the inverse
+sees its columns up to its own position, nothing else. Rows that finish hand their slot on at once, so rows of any
+length decode side by side. Each token takes one uniform, keyed by (prompt key, sample, position), through the inverse
 of the distribution function in vocabulary order (law 10): neither order nor batch size changes a draw.
 """
 
@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from redistill.core import rng
 from redistill.errors import UserError
-from redistill.text.truncation import Sampling, truncate
+from redistill.text.truncation import Sampling, draw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,8 +32,6 @@ __all__ = ["Sampled", "Sampling", "sample"]
 
 _PREFILL_TOKENS = 8192
 """Prompt tokens (padding included) that one prefill pass may hold, unless a single prompt is longer."""
-_BLOCK = 256
-"""Tokens in a block of the two-level inverse of the distribution function."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Sampled:
 
     ids: tuple[int, ...]
     logp_T: torch.Tensor
-    """float32 [T]: log-prob of each token under the sampling spec (temperature, truncation, renormalised on the support).
+    """float32 [T]: log-prob of each token under the sampling spec (tempered, truncated, renormalised on the support).
     A greedy response records the log-prob at temperature 1 without truncation."""
     finish: str
     """"stop" (EOS or a stop string) or "length"."""
@@ -65,7 +63,7 @@ class _Episode:
 
 @dataclass
 class _Prefilled:
-    """Prompts that were read: their keys and values by layer, next-token logits, and the (row, episode) still to start."""
+    """Prompts that were read: keys and values by layer, next-token logits, and the (row, episode) still to start."""
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
     logits_PV: torch.Tensor
@@ -74,6 +72,9 @@ class _Prefilled:
 
 class _SlotLayer(CacheLayerMixin):
     """Keys and values [slots, heads, columns, head_dim] of one layer; new ones go to each row's own column."""
+
+    keys: Any
+    values: Any
 
     def __init__(self, cache: _SlotCache) -> None:
         super().__init__()
@@ -112,6 +113,8 @@ class _SlotLayer(CacheLayerMixin):
 class _SlotCache(Cache):
     """The slots of all layers, and where the current step writes (`rows`, `columns`) and reads (`seen` columns)."""
 
+    layers: list[Any]
+
     def __init__(self, slots: int, context: int) -> None:
         super().__init__(layers=[])
         self.slots, self.context, self.width, self.seen = slots, context, 0, 0
@@ -142,53 +145,6 @@ class _SlotCache(Cache):
             layer.values[targets] = layer.values[sources]
 
 
-def draw(logits_NV: torch.Tensor, uniforms_N: np.ndarray, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw one token a row: ids [N] and their float32 log-probs [N] under `sampling` (greedy: at temperature 1).
-
-    Token i is taken when the mass of tokens 0..i-1 is <= u < the mass of tokens 0..i. `uniforms_N` is in [0, 1).
-    """
-    z_NV = truncate(logits_NV.float(), sampling)
-    top_N1, greedy_N1 = z_NV.max(-1, keepdim=True)
-    weight_NV = (z_NV - top_N1).exp_()
-    if sampling.greedy:
-        ids_N1, total_N = greedy_N1, weight_NV.sum(-1, dtype=torch.float64)
-    else:
-        uniforms = torch.from_numpy(np.ascontiguousarray(uniforms_N)).to(weight_NV.device)
-        ids_N1, total_N = _inverse_cdf(weight_NV, uniforms)
-    logp_N = (z_NV.gather(-1, ids_N1) - top_N1).squeeze(-1) - total_N.log()
-    return ids_N1.squeeze(-1), logp_N.float()
-
-
-def _inverse_cdf(weight_NV: torch.Tensor, uniforms_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [N, 1] at which the cumulative weight passes u * total, and the totals [N] (float64).
-
-    Two levels: first the block of tokens, then the token in it, so that the whole vocabulary is only summed once.
-    A token of zero weight is never taken, whatever the rounding: targets are kept below the last cumulative weight.
-    """
-    rows, vocabulary = weight_NV.shape
-    whole = vocabulary // _BLOCK * _BLOCK
-    block_NB = weight_NV[:, :whole].view(rows, -1, _BLOCK).sum(-1, dtype=torch.float32)
-    if whole < vocabulary:
-        block_NB = torch.cat([block_NB, weight_NV[:, whole:].sum(-1, keepdim=True)], dim=-1)
-    passed_NB = block_NB.double().cumsum(-1)
-    total_N1 = passed_NB[:, -1:]
-    chosen_N1, rest_N1 = _first_past(passed_NB, uniforms_N[:, None] * total_N1)
-    ids_NK = chosen_N1 * _BLOCK + torch.arange(_BLOCK, device=weight_NV.device)
-    inside_NK = weight_NV.gather(-1, ids_NK.clamp_max(vocabulary - 1)).double()
-    inside_NK.masked_fill_(ids_NK >= vocabulary, 0.0)
-    offset_N1, _ = _first_past(inside_NK.cumsum(-1), rest_N1)
-    return chosen_N1 * _BLOCK + offset_N1, total_N1.squeeze(-1)
-
-
-def _first_past(passed_NB: torch.Tensor, target_N1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First index whose cumulative weight is above the target, and how far into that entry the target lies."""
-    last_N1 = passed_NB[:, -1:]
-    target_N1 = torch.minimum(target_N1, torch.nextafter(last_N1, torch.zeros_like(last_N1)))
-    index_N1 = torch.searchsorted(passed_NB, target_N1, right=True)
-    before_N1 = torch.where(index_N1 > 0, passed_NB.gather(-1, (index_N1 - 1).clamp_min(0)), 0.0)
-    return index_N1, (target_N1 - before_N1).clamp_min_(0.0)
-
-
 class _Run:
     """One call of `sample`: the queue of prompts, the rows that decode, and what has finished."""
 
@@ -210,18 +166,10 @@ class _Run:
         self.rows: list[_Episode] = []
         self.done: list[_Episode] = []
         self.cache = _SlotCache(max_batch, lm.context)
-
-    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Next-token logits [N, V] of final hidden states, with the head's scale and soft cap."""
-        logits_NV = torch.nn.functional.linear(hidden_ND, self.head.weight_VD, self.head.bias_V)
-        if self.head.scale != 1.0:
-            logits_NV = logits_NV * self.head.scale
-        if self.head.softcap:
-            logits_NV = torch.tanh(logits_NV / self.head.softcap) * self.head.softcap
-        return logits_NV
+        self.windows = _windows(lm.module.config)
 
     def prefill(self, wanted: int) -> None:
-        """Read the next prompts, enough for `wanted` episodes, in one padded pass whose causal mask hides the padding."""
+        """Read the next prompts, enough for `wanted` episodes, in one right-padded pass (causality hides the pads)."""
         groups: list[list[_Episode]] = []
         width = 0
         while self.queue and len(groups) * self.group_size < wanted:
@@ -235,7 +183,7 @@ class _Run:
         cache = DynamicCache()
         output = self.lm.hidden(ids_PL, None, places_PL, cache, True)
         last_P = torch.tensor([len(text) - 1 for text in texts], device=self.device)
-        logits_PV = self.logits(output.last_hidden_state[torch.arange(len(texts), device=self.device), last_P])
+        logits_PV = self.head.logits(output.last_hidden_state[torch.arange(len(texts), device=self.device), last_P])
         waiting = deque((row, episode) for row, group in enumerate(groups) for episode in group)
         self.ready = _Prefilled([(layer.keys, layer.values) for layer in cache.layers], logits_PV, waiting)
 
@@ -293,14 +241,21 @@ class _Run:
         cache.columns = torch.tensor(columns, device=self.device)
         ids_N1 = torch.tensor([[episode.ids[-1]] for episode in self.rows], device=self.device)
         output = self.lm.hidden(ids_N1, self.mask(), cache.columns[:, None], cache, True)
-        self.take(self.rows, self.logits(output.last_hidden_state[:, -1]))
+        self.take(self.rows, self.head.logits(output.last_hidden_state[:, -1]))
         self.leave()
 
-    def mask(self) -> torch.Tensor:
-        """What each row sees, as an additive mask [N, 1, 1, columns]: its columns up to its own position."""
-        hidden_NS = torch.arange(self.cache.seen, device=self.device) > self.cache.columns[:, None]
-        mask_NS = torch.zeros(hidden_NS.shape, dtype=self.lm.dtype, device=self.device)
-        return mask_NS.masked_fill_(hidden_NS, torch.finfo(self.lm.dtype).min)[:, None, None]
+    def mask(self) -> Any:
+        """What each row sees, as an additive mask [N, 1, 1, columns]: its columns up to its own position, no
+        further back than a layer's window where it has one (a dict by layer type when layers differ, as transformers takes it)."""
+        column_S = torch.arange(self.cache.seen, device=self.device)
+        masks = {}
+        for kind, window in self.windows.items():
+            hidden_NS = column_S > self.cache.columns[:, None]
+            if window is not None and window < self.cache.seen:
+                hidden_NS |= column_S <= self.cache.columns[:, None] - window
+            mask_NS = torch.zeros(hidden_NS.shape, dtype=self.lm.dtype, device=self.device)
+            masks[kind] = mask_NS.masked_fill_(hidden_NS, torch.finfo(self.lm.dtype).min)[:, None, None]
+        return masks if len(masks) > 1 else masks.popitem()[1]
 
     def leave(self) -> None:
         """Close the gaps that finished rows leave, by moving the last rows into them: rows stay 0..N-1, without a copy
@@ -358,6 +313,20 @@ def sample(
     return _collected(lm, run.done, len(prompts), group_size)
 
 
+def _windows(config: Any) -> dict[str, int | None]:
+    """How far back the layers of each type see (None: everything), from a model's config."""
+    config = config.get_text_config()
+    attention = getattr(config, "_attn_implementation", "sdpa")
+    if attention not in ("sdpa", "eager"):
+        raise UserError(f"attention {attention!r} cannot be sampled in this process; the choices are eager, sdpa")
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
+    unknown = kinds - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise UserError(f"model type {config.model_type!r} has {unknown.pop()} layers, which the sampler cannot run")
+    return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
+
+
 @contextmanager
 def _evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Eval mode (no dropout) inside, the former mode after."""
@@ -387,8 +356,9 @@ def _check(
             raise UserError(f"prompt {i} has no tokens; the sampler needs at least one (a BOS token will do)")
         if len(prompt) + sampling.max_new_tokens > lm.context:
             raise UserError(
-                f"prompt {i} has {len(prompt)} tokens and max_new_tokens is {sampling.max_new_tokens}, together more than"
-                f" the model's context of {lm.context}; max_new_tokens could be at most {max(lm.context - len(prompt), 0)}"
+                f"prompt {i} has {len(prompt)} tokens and max_new_tokens is {sampling.max_new_tokens}, together more"
+                f" than the model's context of {lm.context}; max_new_tokens could be at most"
+                f" {max(lm.context - len(prompt), 0)}"
             )
 
 
