@@ -1,4 +1,4 @@
-"""Advantages from the rewards of a group: the episodes of one prompt. One group is one 1-D tensor; groups may differ in size."""
+"""Advantages from the rewards of a group (the episodes of one prompt): one 1-D tensor a group, of any size."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from torch import Tensor
 from redistill.errors import UserError, nearest
 
 STD_KINDS = ("none", "population", "sample")
-"""Divide by nothing (Dr. GRPO, SDPO's baseline), by the deviation over G (rlad) or by that over G - 1 (GRPO, guide, kepo)."""
+"""Divide by nothing (SDPO's baseline), by the deviation over G (rlad), or by that over G - 1 (guide, kepo)."""
 
 
 def zero_variance(rewards: Sequence[Tensor] | Tensor) -> Tensor:
-    """Whether all rewards of a group are equal [groups] bool: such a group has no advantage (compared, not computed)."""
-    return torch.tensor([group.numel() == 0 or bool((group == group[0]).all()) for group in rewards], dtype=torch.bool)
+    """Whether all rewards of a group are equal, [groups] bool. Compared, not computed: a mean has rounding.
 
-
-def _float(group: Tensor) -> Tensor:
-    if group.dim() != 1:
-        raise ValueError(f"the rewards of a group are one vector, got shape {tuple(group.shape)}")
-    return group.detach() if group.is_floating_point() else group.detach().to(torch.get_default_dtype())
+    Such a group (or a group of one, or of none) says nothing about its episodes. Raises ValueError for a group that is
+    not a vector.
+    """
+    for group in rewards:
+        if group.dim() != 1:
+            raise ValueError(f"the rewards of a group are one vector, got shape {tuple(group.shape)}")
+    return torch.tensor([bool((group[1:] == group[:-1]).all()) for group in rewards], dtype=torch.bool)
 
 
 def group_advantages(rewards: Sequence[Tensor] | Tensor, *, std: str = "none", eps: float = 1e-6) -> list[Tensor]:
-    """(r - mean) / (std + eps) within each group (GRPO, arXiv 2402.03300): one vector for each group, or row of a 2-D tensor.
+    """(r - mean) / (std + eps) within each group (GRPO, arXiv 2402.03300): a vector for each group (row, if 2-D).
 
-    `eps` is added to the deviation, after the root; with std "none" neither is used. A group whose rewards are all equal
-    (or a group of one) has exactly zero advantage: the rounding of its mean is not divided by eps. Raises UserError for an
-    unknown std or a negative eps.
+    `eps` is added to the deviation, after the root; with std "none" neither is used. A group whose rewards are all
+    equal (or a group of one) has exactly zero advantage: the rounding of its mean is not divided by eps. Raises
+    UserError for an unknown std or a negative eps.
     """
     if std not in STD_KINDS:
         raise UserError(f"advantage std {std!r} is unknown{nearest(std, STD_KINDS)}")
@@ -37,7 +38,7 @@ def group_advantages(rewards: Sequence[Tensor] | Tensor, *, std: str = "none", e
         raise UserError(f"advantage eps needs a number of 0 or more, got {eps:g}")
     advantages = []
     for group, flat in zip(rewards, zero_variance(rewards).tolist(), strict=True):
-        group = _float(group)
+        group = group.detach() if group.is_floating_point() else group.to(torch.get_default_dtype())
         centred = torch.zeros_like(group) if flat else group - group.mean()
         if std != "none" and not flat:
             centred = centred / (group.std(correction=int(std == "sample")) + eps)
@@ -46,7 +47,7 @@ def group_advantages(rewards: Sequence[Tensor] | Tensor, *, std: str = "none", e
 
 
 def leave_one_out(rewards: Sequence[Tensor] | Tensor) -> list[Tensor]:
-    """r_i - mean of the others of its group (RLOO, arXiv 2402.14740) = G / (G-1) (r_i - mean): one vector for each group.
+    """r_i - mean of the others of its group (RLOO, arXiv 2402.14740) = G / (G-1) (r_i - mean), a vector a group.
 
     Zero for a group whose rewards are all equal. Raises UserError for a group of one, which has no others.
     """

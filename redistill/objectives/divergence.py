@@ -1,8 +1,8 @@
 """Divergences between a teacher P and a student Q at each step, from log-probs (f-divergences: arXiv 2604.00626).
 
 Inputs are log-probs over the last dimension V, float32 or float64, normalised; -inf is a legal log-prob on either side
-(0 log 0 = 0). Gradient flows to the student alone. The derivative of each kind with respect to the student's log-probs is
-written by hand beside its value: autograd would make NaN of 0 * inf, and would keep six tensors [N, V] where one is enough.
+(0 log 0 = 0). Gradient flows to the student alone. The derivative of each kind with respect to the student's log-probs
+is written by hand beside its value: autograd would make NaN of 0 * inf and keep six tensors [N, V] where one is enough.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from redistill.core.specs import DivergenceKind, Support
 from redistill.errors import UserError
@@ -27,14 +26,17 @@ class _WithSlope(torch.autograd.Function):
         return value_N.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("this divergence or entropy has a hand-written derivative, without a second one")
         (slope_NV,) = ctx.saved_tensors
-        return _times(slope_NV, grad_N.unsqueeze(-1)), None, None
+        grad_N1 = grad_N.unsqueeze(-1)
+        # A step of weight 0 is out of the loss even when its slope is infinite, and the other way round.
+        return (slope_NV * grad_N1).masked_fill_((slope_NV == 0) | (grad_N1 == 0), 0.0), None, None
 
 
 def with_slope(logp_NV: Tensor, value_N: Tensor, slope_NV: Tensor) -> Tensor:
-    """`value_N` with the stated derivative `slope_NV` with respect to `logp_NV` (not differentiable twice: that raises)."""
+    """`value_N` with the stated derivative `slope_NV` with respect to `logp_NV`; create_graph=True raises."""
     value: Tensor = _WithSlope.apply(logp_NV, value_N, slope_NV)
     return value
 
@@ -53,12 +55,11 @@ def _to_mixture(delta: Tensor, teacher_share: float) -> tuple[Tensor, Tensor]:
     """(log m - log p, log m - log q) for m = s p + (1-s) q, from delta = log p - log q. Exactly 0 where p = q, and the
     exponential never overflows: each side is expanded around the larger of p and q."""
     teacher_is_larger = delta >= 0
-    share = torch.where(teacher_is_larger, 1.0 - teacher_share, teacher_share).to(delta.dtype)
+    share = torch.where(teacher_is_larger, delta.new_tensor(1.0 - teacher_share), delta.new_tensor(teacher_share))
     from_larger = torch.log1p(share * torch.expm1(-delta.abs()))
     from_smaller = from_larger + delta.abs()
-    return torch.where(teacher_is_larger, from_larger, from_smaller), torch.where(
-        teacher_is_larger, from_smaller, from_larger
-    )
+    m_over_p = torch.where(teacher_is_larger, from_larger, from_smaller)
+    return m_over_p, torch.where(teacher_is_larger, from_smaller, from_larger)
 
 
 # Each kind: (log p, log q, number) -> (contribution of each outcome, its derivative with respect to that log q).
@@ -113,7 +114,8 @@ _KINDS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
 def _check_pair(student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape or student.dtype != teacher.dtype:
         raise ValueError(
-            f"student {tuple(student.shape)} {student.dtype} and teacher {tuple(teacher.shape)} {teacher.dtype} log-probs differ"
+            f"log-probs differ: student {tuple(student.shape)} {student.dtype}, "
+            f"teacher {tuple(teacher.shape)} {teacher.dtype}"
         )
     if student.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"divergences need float32 or float64 log-probs, got {student.dtype}")
@@ -123,8 +125,8 @@ def divergence(kind: DivergenceKind, *, student: Tensor, teacher: Tensor, clip: 
     """D(teacher P, student Q) per step, in nats: log-probs [N, V] -> [N].
 
     forward_kl = KL(P||Q); reverse_kl = KL(Q||P); jsd(b) = b KL(P||M) + (1-b) KL(Q||M), M = bP + (1-b)Q, at most ln 2;
-    tvd = half the L1 distance, at most 1; skew_forward_kl(a) = KL(P || aP + (1-a)Q) and skew_reverse_kl(a) =
-    KL(Q || (1-a)P + aQ) (DistiLLM, arXiv 2402.03898). forward_kl is +inf where P has mass and Q none (its gradient stays
+    tvd = half the L1 distance, at most 1; skew_forward_kl(a) = KL(P || aP + (1-a)Q) and skew_reverse_kl(a) = KL(Q ||
+    (1-a)P + aQ) (DistiLLM, arXiv 2402.03898). forward_kl is +inf where P has mass and Q none (its gradient stays
     finite), reverse_kl where Q has mass and P none (its gradient is then infinite too); the others are always finite.
     "Mass" is what is above 0 after exp in the inputs' dtype.
 
@@ -151,7 +153,7 @@ def _mass(logp_NV: Tensor, index_NK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tail(logp_NV: Tensor, index_NK: Tensor) -> Tensor:
-    """Log of the mass outside the indices [N], summed over what is outside: exact however small it is, -inf when nothing."""
+    """Log of the mass outside the indices [N], summed over what is outside: exact however small, -inf when nothing."""
     with torch.no_grad():
         rest_NV = logp_NV.scatter(-1, index_NK, -torch.inf)
         tail_N = rest_NV.logsumexp(-1)
@@ -162,8 +164,9 @@ def _tail(logp_NV: Tensor, index_NK: Tensor) -> Tensor:
 def tail_logp(top_logp_NK: Tensor) -> Tensor:
     """log(1 - sum of the top K) [N], for a teacher known by its top K only (cached or served).
 
-    The formula of SDPO's code: log(-expm1(logsumexp)), with logsumexp at most -1e-7. So a tail below 1e-7 reads as 1e-7
-    without gradient, and in float32 a tail below 1e-6 is rounding; `restrict` sums the tail itself and has neither limit.
+    The formula of SDPO's code: log(-expm1(logsumexp)), with logsumexp at most -1e-7. So a tail below 1e-7 reads as
+    1e-7 without gradient, and in float32 a tail below 1e-6 is rounding; `restrict` sums the tail itself and has
+    neither limit.
     """
     return torch.log(-torch.expm1(top_logp_NK.logsumexp(-1).clamp(max=-1e-7)))
 
@@ -222,7 +225,8 @@ def f_divergence(f: Generator, *, student: Tensor, teacher: Tensor) -> Tensor:
     """E_Q[f(P/Q)] per step by the direct formula, for any convex f with f(1) = 0: log-probs [N, V] -> [N].
 
     The gradient is autograd's and flows to the student alone. The student must have mass wherever the teacher has (the
-    limit of f(u)/u is not known here): a row where it has none is NaN. `divergence` is stabler for the named kinds.
+    limit of f(u)/u is not known here): a row where it has none is NaN. Where the teacher has none (u = 0) the gradient
+    is as good as that of f. `divergence` has neither limit for the named kinds, but no second derivative.
     """
     _check_pair(student, teacher)
     teacher = teacher.detach()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def weighted_nll(logp_N: Tensor, weight_N: Tensor | None = None) -> Tensor:
-    """-w log p per step: log-probs of the steps taken [N] and their weights [N] (None: 1; negative: unlikelihood) -> [N].
+    """-w log p per step [N], from the log-probs of the steps taken and their weights (None: 1; negative is legal).
 
     The weight carries no gradient. A weight of exactly 0 gives a zero loss and gradient even where log p is -inf.
     """

@@ -33,10 +33,10 @@ def policy_gradient(
 ) -> tuple[Tensor, Tensor]:
     """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) per step: (loss [N], clipped [N] bool).
 
-    r = exp(logp - behaviour), or exp(log_ratio_N) when that is given (rlad's anchored ratio, GSPO's sequence ratio); the
-    log-ratio is bounded to MAX_LOG_RATIO. None leaves a side unclipped. `dual_clip` c > 1 bounds the loss of a negative
-    advantage by -c A (arXiv 1912.09729). `clipped` marks the steps at a bound: their loss is constant, without gradient.
-    Gradient flows through r alone. Raises UserError for a negative clip or a dual_clip of 1 or less.
+    r = exp(logp - behaviour), or exp(log_ratio_N) when that is given (rlad's anchored ratio, GSPO's sequence ratio);
+    the log-ratio is bounded to MAX_LOG_RATIO. None leaves a side unclipped. `dual_clip` c > 1 bounds the loss of a
+    negative advantage by -c A (arXiv 1912.09729). `clipped` marks the steps at a bound: their loss is constant,
+    without gradient. Gradient flows through r alone. Raises UserError for a negative clip or a dual_clip of 1 or less.
     """
     _check_bounds(clip_low, clip_high, dual_clip)
     if log_ratio_N is None:
@@ -57,12 +57,12 @@ def policy_gradient(
 def sequence_log_ratio(
     logp_N: Tensor, behaviour_N: Tensor, lengths: Sequence[int], *, per_token: bool = False
 ) -> Tensor:
-    """GSPO's log-ratio (arXiv 2507.18071): the mean of logp - behaviour over each row, at every step of the row -> [N].
+    """GSPO's log-ratio (arXiv 2507.18071) [N]: the mean of logp - behaviour over each row, at every step of the row.
 
     `lengths` are the rows' steps, in order, 0 legal; all steps of a row must be here. The mean (not the sum: the ratio
-    would grow with length) is the definition of the ratio, not a normaliser. `per_token` is GSPO-token: the same value,
-    with step t's gradient that of log p_t alone (sg[mean] + log p_t - sg[log p_t]), for advantages that differ within a
-    row. Raises ValueError when the lengths do not add up to N.
+    would grow with length) is the definition of the ratio, not a normaliser. `per_token` is GSPO-token: the same
+    value, with step t's gradient that of log p_t alone (sg[mean] + log p_t - sg[log p_t]), for advantages that differ
+    within a row. Raises ValueError when the lengths do not add up to N.
     """
     if sum(lengths) != logp_N.numel():
         raise ValueError(f"lengths add up to {sum(lengths)}, log-probs to {logp_N.numel()}")
@@ -74,8 +74,9 @@ def sequence_log_ratio(
 
 
 def shaped_ratio(ratio_N: Tensor, gamma: float | Tensor) -> Tensor:
-    """r / (r + gamma) [N], between 0 and 1 (guide, LUFFY and AMPO: off-policy steps in place of a clip). Its derivative in
-    log r is r gamma / (r + gamma)^2: largest at r = gamma, vanishing at both ends. Raises UserError for gamma <= 0."""
+    """r / (r + gamma) [N], between 0 and 1 (guide, LUFFY and AMPO: off-policy steps in place of a clip). Its
+    derivative in log r is r gamma / (r + gamma)^2: largest at r = gamma, vanishing at both ends. Raises UserError for
+    gamma <= 0."""
     if not bool((torch.as_tensor(gamma) > 0).all()):
         raise UserError(f"gamma of a shaped ratio needs a number above 0, got {gamma}")
     gamma = gamma.detach() if isinstance(gamma, Tensor) else gamma
