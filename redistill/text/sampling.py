@@ -32,6 +32,8 @@ __all__ = ["Sampled", "Sampling", "sample"]
 
 _PREFILL_TOKENS = 8192
 """Prompt tokens (padding included) that one prefill pass may hold, unless a single prompt is longer."""
+_FIRST_COLUMNS = 128
+"""Columns that a slot has at first for the response; long responses get more as they grow."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,13 @@ class _SlotLayer(CacheLayerMixin):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Write one new column a row and return the columns that any row still sees."""
-        rows, columns, seen = self.cache.rows, self.cache.columns, self.cache.seen
-        self.keys[rows, :, columns] = key_states[:, :, 0]
-        self.values[rows, :, columns] = value_states[:, :, 0]
-        count = key_states.shape[0]
+        count, heads, _, width = key_states.shape
+        place = self.cache.place(heads)
+        # One flat row copy; indexing [rows, :, columns] does the same and took three times as long.
+        self.keys.view(-1, width).index_copy_(0, place, key_states.reshape(-1, width).to(self.keys.dtype))
+        width = value_states.shape[3]
+        self.values.view(-1, width).index_copy_(0, place, value_states.reshape(-1, width).to(self.values.dtype))
+        seen = self.cache.seen
         return self.keys[:count, :, :seen], self.values[:count, :, :seen]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -111,32 +116,46 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class _SlotCache(Cache):
-    """The slots of all layers, and where the current step writes (`rows`, `columns`) and reads (`seen` columns)."""
+    """The slots of all layers, and where the current step writes (`columns`, one a row) and reads (`seen` columns)."""
 
     layers: list[Any]
 
-    def __init__(self, slots: int, context: int) -> None:
+    def __init__(self, slots: int) -> None:
         super().__init__(layers=[])
-        self.slots, self.context, self.width, self.seen = slots, context, 0, 0
-        self.rows = self.columns = torch.empty(0, dtype=torch.long)
+        self.slots, self.width, self.seen = slots, 0, 0
+        self.columns = torch.empty(0, dtype=torch.long)
+        self.places: dict[int, torch.Tensor] = {}
 
-    def start(self, prefilled: _Prefilled, sources: list[int], first: int, needed: int) -> None:
-        """Copy prompt `sources[i]` to slot `first + i`, with room for `needed` columns."""
+    def point(self, columns: torch.Tensor, seen: int) -> None:
+        """Set where the next step writes (columns [N]) and how many columns it reads; widen the slots for it."""
+        self.columns, self.seen = columns, seen
+        self.places.clear()
+        # Growing by halves copies rarely, and never reserves a long response that does not come.
+        self.reserve([(layer.keys, layer.values) for layer in self.layers], seen, self.width * 3 // 2)
+
+    def place(self, heads: int) -> torch.Tensor:
+        """Where the new columns are in a layer of so many heads, seen as one list of vectors; [N * heads]."""
+        if heads not in self.places:
+            line = torch.arange(len(self.columns) * heads, device=self.columns.device) * self.width
+            self.places[heads] = line + self.columns.repeat_interleave(heads)
+        return self.places[heads]
+
+    def start(self, prefilled: _Prefilled, sources: list[int], first: int, columns: int) -> None:
+        """Copy prompt `sources[i]` to slot `first + i`; `columns` is how many columns to make room for at least."""
         self.layers = self.layers or [_SlotLayer(self) for _ in prefilled.layers]
-        self.reserve(prefilled.layers, needed)
+        self.reserve(prefilled.layers, columns, columns)
         index = torch.tensor(sources, device=prefilled.logits_PV.device)
         for layer, (keys, values) in zip(self.layers, prefilled.layers, strict=True):
             width = min(keys.shape[2], self.width)
             layer.keys[first : first + len(sources), :, :width] = keys[index, :, :width]
             layer.values[first : first + len(sources), :, :width] = values[index, :, :width]
 
-    def reserve(self, like: Sequence[tuple[torch.Tensor, torch.Tensor]], needed: int) -> None:
-        """Make the slots at least `needed` columns wide, growing by halves so that long responses copy rarely."""
-        if needed <= self.width:
-            return
-        self.width = min(max(needed, self.width + self.width // 2, 64), max(self.context, needed))
-        for layer, (keys, values) in zip(self.layers, like, strict=True):
-            layer.reserve(keys, values, self.slots, self.width)
+    def reserve(self, like: Sequence[tuple[torch.Tensor, torch.Tensor]], needed: int, wanted: int) -> None:
+        """Make the slots `wanted` columns wide if they are narrower than `needed`."""
+        if needed > self.width:
+            self.width = max(needed, wanted)
+            for layer, (keys, values) in zip(self.layers, like, strict=True):
+                layer.reserve(keys, values, self.slots, self.width)
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Move rows `sources` to the free slots `targets`."""
@@ -165,8 +184,8 @@ class _Run:
         self.ready: _Prefilled | None = None
         self.rows: list[_Episode] = []
         self.done: list[_Episode] = []
-        self.cache = _SlotCache(max_batch, lm.context)
-        self.windows = _windows(lm.module.config)
+        self.cache = _SlotCache(max_batch)
+        self.windows = _windows(lm.causal.config)
 
     def prefill(self, wanted: int) -> None:
         """Read the next prompts, enough for `wanted` episodes, in one right-padded pass (causality hides the pads)."""
@@ -203,8 +222,8 @@ class _Run:
         going = [(row, episode) for row, episode in started if not episode.finish]
         self.done.extend(episode for episode in fresh if episode.finish)
         if going:
-            needed = max(episode.column for _, episode in going) + 1
-            self.cache.start(ready, [row for row, _ in going], len(self.rows), needed)
+            columns = max(episode.column for _, episode in going) + min(self.sampling.max_new_tokens, _FIRST_COLUMNS)
+            self.cache.start(ready, [row for row, _ in going], len(self.rows), columns)
             self.rows.extend(episode for _, episode in going)
 
     def take(self, episodes: list[_Episode], logits_NV: torch.Tensor) -> None:
@@ -227,7 +246,9 @@ class _Run:
         many tokens as the longest stop string has bytes is enough (and a few, for a byte sequence that starts cut)."""
         reach = max(len(text.encode()) for text in self.sampling.stop) + 4
         for episode in episodes:
-            tail = self.lm.tokenizer.decode(episode.ids[-reach:], skip_special_tokens=False)
+            tail = self.lm.tokenizer.decode(
+                episode.ids[-reach:], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
             if any(text in tail for text in self.sampling.stop):
                 episode.finish = "stop"
 
@@ -235,10 +256,7 @@ class _Run:
         """Feed the newest token of every row and draw the next one; finished rows leave at once."""
         columns = [episode.column for episode in self.rows]
         cache = self.cache
-        cache.seen = max(columns) + 1
-        cache.reserve([(layer.keys, layer.values) for layer in cache.layers], cache.seen)
-        cache.rows = torch.arange(len(columns), device=self.device)
-        cache.columns = torch.tensor(columns, device=self.device)
+        cache.point(torch.tensor(columns, device=self.device), max(columns) + 1)
         ids_N1 = torch.tensor([[episode.ids[-1]] for episode in self.rows], device=self.device)
         output = self.lm.hidden(ids_N1, self.mask(), cache.columns[:, None], cache, True)
         self.take(self.rows, self.head.logits(output.last_hidden_state[:, -1]))
@@ -246,7 +264,7 @@ class _Run:
 
     def mask(self) -> Any:
         """What each row sees, as an additive mask [N, 1, 1, columns]: its columns up to its own position, no
-        further back than a layer's window where it has one (a dict by layer type when layers differ, as transformers takes it)."""
+        further back than a layer's window. A dict by layer type when layers differ, as transformers takes it."""
         column_S = torch.arange(self.cache.seen, device=self.device)
         masks = {}
         for kind, window in self.windows.items():
@@ -367,7 +385,7 @@ def _collected(lm: LanguageModel, episodes: list[_Episode], prompts: int, group_
     groups: list[list[Any]] = [[None] * group_size for _ in range(prompts)]
     for episode in episodes:
         spoken = episode.ids[:-1] if episode.ids[-1] in eos else episode.ids
-        text = lm.tokenizer.decode(spoken, skip_special_tokens=True)
+        text = lm.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         logp_T = torch.tensor(episode.logps, dtype=torch.float32)
         groups[episode.prompt][episode.number] = Sampled(tuple(episode.ids), logp_T, episode.finish, text)
     return groups

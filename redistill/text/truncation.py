@@ -153,6 +153,8 @@ def draw(logits_NV: torch.Tensor, uniforms_N: np.ndarray, sampling: Sampling) ->
     else:
         uniforms = torch.from_numpy(np.ascontiguousarray(uniforms_N)).to(weight_NV.device)
         ids_N1, total_N = _inverse_cdf(weight_NV, uniforms)
+    if not bool(total_N.isfinite().all()):
+        raise UserError("the model's logits are not finite (NaN or infinite): its weights are damaged or diverged")
     logp_N = (z_NV.gather(-1, ids_N1) - top_N1).squeeze(-1) - total_N.log()
     return ids_N1.squeeze(-1), logp_N.float()
 
@@ -164,6 +166,10 @@ def _inverse_cdf(weight_NV: torch.Tensor, uniforms_N: torch.Tensor) -> tuple[tor
     A token of zero weight is never taken, whatever the rounding: targets are kept below the last cumulative weight.
     """
     rows, vocabulary = weight_NV.shape
+    if vocabulary <= 4 * _BLOCK:
+        passed_NV = weight_NV.double().cumsum(-1)
+        total_N1 = passed_NV[:, -1:]
+        return _first_past(passed_NV, uniforms_N[:, None] * total_N1)[0], total_N1.squeeze(-1)
     whole = vocabulary // _BLOCK * _BLOCK
     block_NB = weight_NV[:, :whole].view(rows, -1, _BLOCK).sum(-1, dtype=torch.float32)
     if whole < vocabulary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import torch
 from redistill.core import rng
 from redistill.errors import UserError
+from redistill.text.models import LanguageModel, load_model
 from redistill.text.sampling import Sampled, Sampling, sample
 from redistill.text.truncation import truncate
 from scipy.stats import chisquare
@@ -38,40 +39,18 @@ class Letters:
 
 
 @dataclass
-class Head:
-    weight_VD: torch.Tensor
-    bias_V: torch.Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
+class Recorded(LanguageModel):
+    """A language model that keeps the shape of each batch of ids it reads."""
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = torch.nn.functional.linear(hidden, self.weight_VD, self.bias_V) * self.scale
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+    read: list[tuple[int, ...]] = field(default_factory=list)
 
-
-class Tiny:
-    """A random model with the interface of `redistill.text.models.LanguageModel` that the sampler uses."""
-
-    def __init__(self, module: nn.Module, eos_ids: tuple[int, ...] = (EOS,), context: int = 64) -> None:
-        self.module, self.eos_ids, self.context, self.dtype = module.eval(), eos_ids, context, torch.float32
-        self.tokenizer = Letters()
-        self.read: list[tuple[int, ...]] = []
-        """Shape of each batch of ids that the model was given."""
-
-    def hidden(
-        self, input_ids: Any, attention_mask: Any, position_ids: Any, past_key_values: Any, use_cache: Any
-    ) -> Any:
+    def hidden(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         self.read.append(tuple(input_ids.shape))
-        return self.module.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-        )
+        return super().hidden(input_ids, *args, **kwargs)
 
-    def head(self) -> Head:
-        return Head(self.module.lm_head.weight, softcap=self.module.config.to_dict().get("final_logit_softcapping"))
+
+def recorded(module: nn.Module, dtype: torch.dtype = torch.float32) -> Recorded:
+    return Recorded("tiny", module.eval(), Letters(), (EOS,), 64, dtype)
 
 
 SHAPE: dict[str, Any] = {
@@ -89,16 +68,16 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def tiny(seed: int = 0, **changes: Any) -> Tiny:
+def tiny(seed: int = 0, **changes: Any) -> Recorded:
     torch.manual_seed(seed)
-    return Tiny(LlamaForCausalLM(LlamaConfig(**SHAPE | changes)))
+    return recorded(LlamaForCausalLM(LlamaConfig(**SHAPE | changes)))
 
 
 PROMPTS = [[3, 5, 7, 9, 11, 2], [1], [4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4], [8, 2], [EOS, 6, EOS]]
 KEYS = [(7, i) for i in range(len(PROMPTS))]
 
 
-def plain_logp(lm: Tiny, prompt: list[int], ids: tuple[int, ...], sampling: Sampling) -> torch.Tensor:
+def plain_logp(lm: Recorded, prompt: list[int], ids: tuple[int, ...], sampling: Sampling) -> torch.Tensor:
     """Log-probs of a response from one forward pass over the whole text, with transformers' own masks and no cache."""
     with torch.no_grad():
         logits = lm.module(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
@@ -145,11 +124,11 @@ def test_other_attention(kind: str) -> None:
     """Windows narrower than the text (all layers, or some), a soft cap, and the eager implementation."""
     torch.manual_seed(3)
     if kind == "mistral":
-        lm = Tiny(MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=5)))
+        lm = recorded(MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=5)))
     elif kind == "gemma3":
         types = ["sliding_attention", "full_attention", "sliding_attention"]
         shape = SHAPE | {"initializer_range": 0.3}
-        lm = Tiny(
+        lm = recorded(
             Gemma3ForCausalLM(
                 Gemma3TextConfig(**shape, head_dim=8, sliding_window=4, layer_types=types, final_logit_softcapping=5.0)
             )
@@ -331,3 +310,35 @@ def test_a_text_may_fill_the_context() -> None:
     episode = sample(lm, PROMPTS[2:3], group_size=1, sampling=Sampling(max_new_tokens=53), keys=KEYS[:1])[0][0]
     assert len(episode.ids) == 53
     torch.testing.assert_close(episode.logp_T, plain_logp(lm, PROMPTS[2], episode.ids, Sampling()), rtol=0, atol=1e-4)
+
+
+def test_pocket_and_its_tokenizer() -> None:
+    """The model that ships with the library: the same ids for any batch and order, log-probs as in a plain pass."""
+    lm, sampling = load_model("pocket"), Sampling(max_new_tokens=24)
+    texts = ["1+2+3=", "7=", "45+6+12="]
+    prompts = [lm.render([{"role": "user", "content": text}]) for text in texts]
+    groups = sample(lm, prompts, group_size=6, sampling=sampling, keys=KEYS[:3])
+    for max_batch in (1, 3, 64):
+        order = [2, 0, 1]
+        again = sample(
+            lm,
+            [prompts[i] for i in order],
+            group_size=6,
+            sampling=sampling,
+            keys=[KEYS[i] for i in order],
+            max_batch=max_batch,
+        )
+        assert ids_of(again) == [ids_of(groups)[i] for i in order]
+    for prompt, group in zip(prompts, groups, strict=True):
+        for episode in group:
+            expected = plain_logp(lm, prompt, episode.ids, sampling)
+            torch.testing.assert_close(episode.logp_T, expected, rtol=0, atol=1e-4)
+            assert episode.finish == ("stop" if episode.ids[-1] in lm.eos_ids else "length")
+
+
+def test_bfloat16_layers() -> None:
+    """Autocast around the layers: the cache and the mask follow its types; bfloat16 keeps about two digits."""
+    lm = tiny(initializer_range=0.1)
+    lm.dtype = torch.bfloat16
+    episode = sample(lm, PROMPTS[:1], group_size=1, sampling=Sampling(max_new_tokens=8), keys=KEYS[:1])[0][0]
+    torch.testing.assert_close(episode.logp_T, plain_logp(lm, PROMPTS[0], episode.ids, Sampling()), rtol=0, atol=3e-2)

@@ -89,7 +89,7 @@ def test_renormalised_on_the_support_with_gradient() -> None:
     assert torch.equal((logits.grad != 0).sum(-1), torch.full((3,), 5))
 
 
-@pytest.mark.parametrize("vocabulary", [3, 256, 257, 1000])
+@pytest.mark.parametrize("vocabulary", [3, 256, 1024, 1025, 2000])
 def test_draw_is_the_inverse_of_the_distribution_function(vocabulary: int) -> None:
     """Against numpy's cumulative sum in float64, over a grid of uniforms that holds both ends."""
     logits = random_logits(1, vocabulary, spread=1.0)
@@ -105,9 +105,10 @@ def test_draw_is_the_inverse_of_the_distribution_function(vocabulary: int) -> No
     torch.testing.assert_close(logp.double(), logp_V[ids], rtol=0, atol=1e-5)
 
 
-def test_draw_never_leaves_the_support() -> None:
+@pytest.mark.parametrize("vocabulary", [700, 1800])
+def test_draw_never_leaves_the_support(vocabulary: int) -> None:
     """Uniforms at both ends of [0, 1) with holes at the start, the middle and the end of the vocabulary."""
-    logits = torch.full((4, 700), -math.inf)
+    logits = torch.full((4, vocabulary), -math.inf)
     logits[:, [3, 300, 650]] = torch.tensor([0.0, 1.0, 0.5])
     ids, logp = draw(logits, np.array([0.0, 0.3, 0.9, 1 - 2.0**-53]), Sampling())
     assert ids.tolist() == [3, 300, 650, 650]
@@ -133,6 +134,15 @@ def test_greedy_takes_the_first_best_and_records_temperature_one() -> None:
     ids, logp = draw(logits, np.zeros(5), Sampling(temperature=0, top_k=2, top_p=0.5))
     assert torch.equal(ids, logits.argmax(-1))
     torch.testing.assert_close(logp, logits.log_softmax(-1).amax(-1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("vocabulary", [10, 3000])
+def test_logits_that_are_not_finite(value: float, vocabulary: int) -> None:
+    logits = random_logits(2, vocabulary)
+    logits[1, 4] = value
+    with pytest.raises(UserError, match="not finite"):
+        draw(logits, np.array([0.5, 0.5]), Sampling())
 
 
 @pytest.mark.parametrize(
