@@ -86,3 +86,11 @@ class Group:
 def flat(groups: Sequence[Group]) -> list[Episode]:
     """All episodes of all groups, in order."""
     return [episode for group in groups for episode in group]
+
+
+def behaviour(rows: Sequence[Episode]) -> Tensor:
+    """Recorded log-probs of all rows [N]; every row must have been sampled by a policy of ours."""
+    recorded = [row.behaviour_logp_T for row in rows]
+    if any(logp is None for logp in recorded):
+        raise ValueError("some rows were not sampled by a policy of ours: they have no behaviour log-probs")
+    return torch.cat([logp for logp in recorded if logp is not None]) if recorded else torch.empty(0)

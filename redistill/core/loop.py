@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from redistill.config import RunConfig
@@ -25,20 +25,22 @@ Report = Callable[[str, Mapping[str, Any]], None]
 
 @dataclass
 class Cursor:
-    """Where the run is: the step, the prompts used, and evaluations so far."""
+    """Where the run is: the step, the stage and the step at which it began, the prompts used, the evaluations so far."""
 
     step: int = 0
+    stage: int = 0
+    stage_began: int = 0
     prompts: int = 0
     evaluations: dict[str, Any] = field(default_factory=dict)
 
     def state(self) -> Piece:
         """All of it."""
-        return Piece(facts={"step": self.step, "prompts": self.prompts, "evaluations": self.evaluations})
+        return Piece(facts=asdict(self))
 
     def restore(self, piece: Piece) -> None:
         """Load it."""
-        facts = piece.facts
-        self.step, self.prompts, self.evaluations = facts["step"], facts["prompts"], facts["evaluations"]
+        for name, value in piece.facts.items():
+            setattr(self, name, value)
 
 
 @dataclass
@@ -92,27 +94,34 @@ class Run:
         began = time.monotonic()
         if resume:
             self._resume()
-        ends = stage_ends(self.stages, self.config.steps)
-        self.report("start", {"steps": ends[-1], "at": self.cursor.step, "folder": str(self.folder.path)})
+        self.report("start", {"steps": self._total(), "at": self.cursor.step, "folder": str(self.folder.path)})
         if "before" not in self.cursor.evaluations:
             self._evaluate("before")
-        while self.cursor.step < ends[-1]:
-            index = next(i for i, end in enumerate(ends) if self.cursor.step < end)
-            stage = self.stages[index]
-            self._enter(stage, first=self.cursor.step == (ends[index - 1] if index else 0))
-            self._one_step(stage)
-            if self.cursor.step == ends[-1] and "after" not in self.cursor.evaluations:
+        while self.cursor.stage < len(self.stages):
+            stage = self.stages[self.cursor.stage]
+            if self.cursor.step == self.cursor.stage_began:
+                self._enter(stage)
+            ended = self._one_step(stage) or self.cursor.step - self.cursor.stage_began >= self._steps(stage)
+            if ended:
+                self.cursor.stage, self.cursor.stage_began = self.cursor.stage + 1, self.cursor.step
+            finished = self.cursor.stage == len(self.stages)
+            if finished:
                 self._evaluate("after")
             elif self.config.eval_every and self.cursor.step % self.config.eval_every == 0:
                 self._evaluate(f"step-{self.cursor.step}")
-            if self.cursor.step % self.config.save_every == 0 or self.cursor.step == ends[-1]:
+            if finished or self.cursor.step % self.config.save_every == 0:
                 self._save()
         return self._finish(time.monotonic() - began)
 
-    def _enter(self, stage: Stage, *, first: bool) -> None:
+    def _steps(self, stage: Stage) -> int:
+        return self.config.steps if stage.steps is None else stage.steps
+
+    def _total(self) -> int:
+        """Steps of the run if no stage ends early."""
+        return self.cursor.stage_began + sum(self._steps(stage) for stage in self.stages[self.cursor.stage :])
+
+    def _enter(self, stage: Stage) -> None:
         """At the first step of a stage: its learning rate, fresh optimisers, and teacher copies of the weights as they are."""
-        if not first:
-            return
         rate = self.config.learning_rate if stage.learning_rate is None else stage.learning_rate
         for player in self.domain.players.values():
             player.learning_rate = rate
@@ -120,7 +129,8 @@ class Run:
         self.domain.bank.refresh()
         self.report("stage", {"stage": stage.name, "step": self.cursor.step})
 
-    def _one_step(self, stage: Stage) -> None:
+    def _one_step(self, stage: Stage) -> bool:
+        """One step of a stage; whether its method says that it is done."""
         self.metrics = {}
         clock = Clock()
         self.domain.begin_step(self.cursor.step)
@@ -143,6 +153,7 @@ class Run:
         self.domain.bank.after_step(self.cursor.step)
         clock.lap("evolve")
         self._record(stage, groups, clock)
+        return stage.method.done(groups, self)
 
     def _record(self, stage: Stage, groups: Sequence[Group], clock: Clock) -> None:
         self.metrics |= describe_groups(groups)
@@ -156,7 +167,7 @@ class Run:
                     "text": episode.text, "finish": episode.finish, "reward": verdict.reward if verdict else None,
                     "feedback": verdict.feedback if verdict else None,
                 })  # fmt: skip
-        self.report("step", {**record, **clock.seconds})
+        self.report("step", {**record, **clock.seconds, "of": self._total()})
         for name, player in self.domain.players.items():
             if self.metrics.get("skipped"):
                 self.report("warning", {"text": f"step {self.cursor.step}: a non-finite loss or gradient; {name} was not updated"})
@@ -219,14 +230,6 @@ class Clock:
         now = time.monotonic()
         self.seconds[f"seconds_{phase}"] = round(now - self.last, 4)
         self.last = now
-
-
-def stage_ends(stages: Sequence[Stage], steps: int) -> list[int]:
-    """The step at which each stage ends; a stage without a number of its own takes the run's."""
-    ends: list[int] = []
-    for stage in stages:
-        ends.append((ends[-1] if ends else 0) + (steps if stage.steps is None else stage.steps))
-    return ends
 
 
 def describe_groups(groups: Sequence[Group]) -> dict[str, float]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from redistill.config import RunConfig
 from redistill.core.episode import Group
 from redistill.core.signal import Signal
 from redistill.core.specs import TeacherWeights
@@ -16,7 +17,11 @@ from redistill.core.task import Prompt, Task
 class Context(Protocol):
     """What a method may use: the task, the domain's verbs, keyed randomness and the log. Nothing else."""
 
-    step: int
+    @property
+    def step(self) -> int:
+        """Updates done so far."""
+        ...
+
     task: Task
     domain: Any
 
@@ -49,8 +54,8 @@ class Method:
     says_does: ClassVar[Sequence[tuple[str, str]]] = ()
     run_defaults: ClassVar[Mapping[str, Any]] = {}
 
-    def check(self) -> None:
-        """Refuse combinations of options that cannot mean anything (UserError)."""
+    def check(self, config: RunConfig) -> None:
+        """Refuse combinations of options and run settings that cannot mean anything (UserError)."""
 
     def teachers(self) -> Sequence[TeacherWeights]:
         """The teacher weights the method will ask for, so that copies are made before the first update."""
@@ -73,6 +78,10 @@ class Method:
     def signal(self, groups: Sequence[Group], ctx: Context) -> Signal | Sequence[Signal]:
         """Turn judged groups into terms."""
 
+    def done(self, groups: Sequence[Group], ctx: Context) -> bool:
+        """Whether the stage ends after this step, before its steps are used up."""
+        return False
+
     def after_update(self, groups: Sequence[Group], ctx: Context) -> None:
         """Update pools and curricula once the step's updates are done."""
 
@@ -83,7 +92,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a method. `steps` None means the run's own number; `settings` override run settings while it lasts."""
+    """One stage of a method. `steps` and `learning_rate` None mean the run's own."""
 
     name: str
     method: Method
@@ -107,5 +116,3 @@ def registered() -> dict[str, type[Method]]:
     """All methods that have been imported, by slug."""
     return dict(sorted(_METHODS.items()))
 
-
-Reducer = Callable[[Any], Any]

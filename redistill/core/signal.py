@@ -56,12 +56,22 @@ class TeacherLogProb(Quantity):
 @dataclass(frozen=True)
 class DivergenceOf(Quantity):
     """Divergence between teacher and student at the step; both logits divided by `temperature`. `clip` is the upper
-    bound of each outcome's contribution (OPSD)."""
+    bound of each outcome's contribution (OPSD); `advantage_clip` bounds |log q - log p| (SDPO, reverse KL only)."""
 
     teacher: Teacher
     kind: DivergenceKind
     support: Support
     clip: float | None = None
+    advantage_clip: float | None = None
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class CapturedMass(Quantity):
+    """Probability mass of the student inside a truncated support, for the log (pitfall 8). No gradient."""
+
+    teacher: Teacher
+    support: Support
     temperature: float = 1.0
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from redistill.core.signal import (
-    DivergenceOf, EntropyOf, LogProb, Losses, Quantity, Teacher, TeacherLogProb, Term, Values,
+    CapturedMass, DivergenceOf, EntropyOf, LogProb, Losses, Quantity, Teacher, TeacherLogProb, Term, Values,
 )  # fmt: skip
 from redistill.core.specs import DivergenceKind, Support
 from redistill.objectives.estimators import estimate
@@ -88,17 +87,25 @@ class Divergence(Term):
     support: Support = Support("full")
     estimator: str = "policy_gradient"
     clip: float | None = None
+    advantage_clip: float | None = None
     temperature: float = 1.0
     behaviour_N: Tensor | None = None
     ratio_cap: float | None = None
+
+    def _whole(self) -> DivergenceOf:
+        return DivergenceOf(self.teacher, self.kind, self.support, self.clip, self.advantage_clip, self.temperature)
 
     def quantities(self) -> tuple[Quantity, ...]:
         """The divergence itself, or the two log-probs of the sampled step."""
         taken: tuple[Quantity, ...] = (LogProb(), TeacherLogProb(self.teacher))
         if self.support.name == "sampled":
             return taken
-        whole = DivergenceOf(self.teacher, self.kind, self.support, self.clip, self.temperature)
-        return (whole, LogProb()) if self.ratio_cap is not None else (whole,)
+        found: list[Quantity] = [self._whole()]
+        if self.support.name == "top_k":
+            found.append(CapturedMass(self.teacher, self.support, self.temperature))
+        if self.ratio_cap is not None:
+            found.append(LogProb())
+        return tuple(found)
 
     def losses(self, values: Values, at_n: Tensor, lengths: Sequence[int]) -> Losses:
         """The divergence (or its sampled estimate) per step."""
@@ -107,9 +114,10 @@ class Divergence(Term):
             loss_n = estimate(self.estimator, student_n, teacher_n)
             observed = {"log_ratio": (student_n - teacher_n).detach()}
         else:
-            whole = DivergenceOf(self.teacher, self.kind, self.support, self.clip, self.temperature)
-            loss_n = values[whole]
-            observed = {str(self.kind.name): loss_n.detach()}
+            loss_n = values[self._whole()]
+            observed = {self.kind.name: loss_n.detach()}
+            if self.support.name == "top_k":
+                observed["captured_mass"] = values[CapturedMass(self.teacher, self.support, self.temperature)]
         if self.ratio_cap is not None and self.behaviour_N is not None:
             gap_n = (values[LogProb()].detach() - self.behaviour_N[at_n].to(loss_n)).clamp(-20.0, 20.0)
             loss_n = loss_n * gap_n.exp().clamp(max=self.ratio_cap)
@@ -131,8 +139,3 @@ class Entropy(Term):
         entropy_n = values[EntropyOf()]
         return Losses(-entropy_n, {"entropy": entropy_n.detach()})
 
-
-def concatenated(pieces: Sequence[Tensor | None]) -> Tensor | None:
-    """Join per-row vectors into one [N], or None if any row has none."""
-    present = [piece for piece in pieces if piece is not None]
-    return torch.cat(present) if len(present) == len(pieces) and present else None

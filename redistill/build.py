@@ -1,0 +1,86 @@
+"""Put a run together from names: the place where method, task, model and settings meet and are checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redistill.config import RunConfig, run_config, split_settings
+from redistill.core.loop import Report, Run
+from redistill.core.method import Method, Stage, registered
+from redistill.core.options import build as build_options
+from redistill.core.options import plain_values
+from redistill.core.runs import RunFolder, default_path, versions
+from redistill.errors import UserError, nearest
+
+
+def method_class(slug: str) -> type[Method]:
+    """The registered method of a slug."""
+    import redistill.methods  # noqa: F401  (registers all)
+
+    known = registered()
+    if slug not in known:
+        raise UserError(f"method {slug!r} is unknown{nearest(slug, known)}")
+    return known[slug]
+
+
+def settings(slug: str, given: Mapping[str, Any]) -> tuple[Method, RunConfig]:
+    """Read and check the settings of a run: (method with its options, run settings)."""
+    cls = method_class(slug)
+    run, options = split_settings(given, cls)
+    method, config = build_options(cls, options), run_config(cls, run)
+    method.check(config)
+    return method, config
+
+
+def stages_of(method: Method, config: RunConfig) -> list[Stage]:
+    """The method's stages, after a warm start where one is asked for."""
+    stages = list(method.stages())
+    if config.warm_start_steps:
+        warm = build_options(method_class("sft"), {"in_context_share": 0.5})
+        stages.insert(0, Stage("warm-start", warm, config.warm_start_steps, config.warm_start_learning_rate))
+    return stages
+
+
+def prepare(
+    slug: str, given: Mapping[str, Any], *, out: Path | None = None, resume: bool = False, report: Report, command: str = ""
+) -> Run:
+    """Everything of a run but its running: settings read, task and model loaded, teachers copied, folder locked."""
+    from redistill.tasks.loading import load_task
+    from redistill.text.domain import TextDomain
+    from redistill.text.models import load_model
+
+    method, config = settings(slug, given)
+    task = load_task(config.task)
+    folder = RunFolder(out or default_path(slug, config.task, config.seed))
+    record = {"method": slug, "options": plain_values(method), "run": plain_values(config), "command": command}
+    _check_folder(folder, record, resume)
+    torch.manual_seed(config.seed)
+    lm = load_model(config.model, dtype=config.dtype, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha)
+    domain = TextDomain(lm, task, config)
+    stages = stages_of(method, config)
+    domain.bank.need([weights for stage in stages for weights in stage.method.teachers()])
+    folder.write("config.json", record)
+    folder.write("versions.json", {**versions(), **domain.facts()})
+    return Run(method, config, task, domain, folder, stages, report)
+
+
+def _check_folder(folder: RunFolder, record: Mapping[str, Any], resume: bool) -> None:
+    """A folder with a run in it is only continued by the same run, and only when asked to."""
+    earlier = folder.read("config.json")
+    if earlier is None:
+        return
+    if not resume:
+        raise UserError(f"run folder {folder.path} already holds a run: add --resume to continue it, or choose another --out")
+    for part in ("options", "run"):
+        for key, value in record[part].items():
+            if earlier[part].get(key) != value and key != "steps":
+                raise UserError(
+                    f"{key}={value} differs from the run in {folder.path}, which has {key}={earlier[part].get(key)}: "
+                    "resume needs the same settings (only steps may grow)"
+                )
+    if earlier["method"] != record["method"]:
+        raise UserError(f"run folder {folder.path} holds a run of {earlier['method']}, not of {record['method']}")

@@ -1,0 +1,194 @@
+"""The command line: list, show, run, reproduce, eval (compare, report and doctor are not built yet and say so)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from redistill.errors import UserError, nearest
+
+LATER = {
+    "compare": "comparisons of methods on equal budgets",
+    "report": "the page of a run",
+    "doctor": "the pre-flight of teachers, tokenisers and memory",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one sentence, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Turn an argparse error into a UserError."""
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(prog="redistill", description="Post-training in which the teacher is often the model itself.")
+    verbs = top.add_subparsers(dest="verb", metavar="COMMAND")
+
+    one = verbs.add_parser("list", help="every method: slug, family, paper, marks")
+    one.add_argument("--json", action="store_true", help="print JSON only")
+
+    one = verbs.add_parser("show", help="a method: idea, objective, options, paper-says/code-does, evidence")
+    one.add_argument("slug", help="a method of `redistill list`")
+    one.add_argument("--json", action="store_true", help="print JSON only")
+
+    one = verbs.add_parser("run", help="train", epilog=_settings_help(), formatter_class=argparse.RawDescriptionHelpFormatter)
+    one.add_argument("slug", nargs="?", help="a method; may be left out with --recipe")
+    one.add_argument("--recipe", help="a shipped recipe by name, or a .toml file")
+    for key, meaning in (("task", "task, e.g. chain_sum:min_terms=2,max_terms=4"), ("model", "model name, folder or hub id")):
+        one.add_argument(f"--{key}", help=meaning)
+    one.add_argument("--seed", help="seed of prompts and samples")
+    one.add_argument("--steps", help="updates")
+    one.add_argument("--out", type=Path, help="run folder (default: runs/<method>-<task>-s<seed>-<time>)")
+    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of the run or the method")
+    one.add_argument("--resume", action="store_true", help="continue the run in --out from its newest good checkpoint")
+    one.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
+    one.add_argument("--json", action="store_true", help="print the result as JSON only")
+
+    one = verbs.add_parser("reproduce", help="the paper's direction against its own baseline; writes evidence/<slug>/")
+    one.add_argument("slug")
+    one.add_argument("--seeds", default=None, help="comma-separated (default 0,1,2)")
+    one.add_argument("--quick", action="store_true", help="a smaller version, for CI; writes to --out only")
+    one.add_argument("--model", default="pocket", help="pocket (default) or smollm2-135m, where the experiment has one")
+    one.add_argument("--out", type=Path, default=None, help="folder of the evidence (default: evidence/<slug>)")
+
+    one = verbs.add_parser("eval", help="evaluate a saved model or a run")
+    one.add_argument("target", help="run folder, model folder or model name")
+    one.add_argument("--task", help="task (default: the run's own)")
+    one.add_argument("-k", type=int, default=0, help="also sample k answers a prompt: avg@k and pass@k")
+    one.add_argument("--prompts", type=int, default=None, help="held-out prompts (default 100)")
+    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="run settings, e.g. max_new_tokens=32")
+    one.add_argument("--json", action="store_true", help="print JSON only")
+
+    for verb, what in LATER.items():
+        one = verbs.add_parser(verb, help=f"(not built yet) {what}")
+        one.add_argument("rest", nargs=argparse.REMAINDER)
+    return top
+
+
+def _settings_help() -> str:
+    from redistill.config import RunConfig
+    from redistill.core.options import options_of
+
+    lines = ["settings of a run (--set key=value), with their defaults; `redistill show SLUG` has the method's own:"]
+    for spec in options_of(RunConfig).values():
+        bounds = f" [{spec.range}]" if spec.range else ""
+        lines.append(f"  {spec.name} = {spec.default}{bounds}: {spec.meaning}")
+    return "\n".join(lines).replace("%", "%%")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 0: the work was done; 2: a user's mistake, told in one sentence on stderr."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        known = [*LATER, "list", "show", "run", "reproduce", "eval"]
+        if words and not words[0].startswith("-") and words[0] not in known:
+            raise UserError(f"command {words[0]!r} is unknown{nearest(words[0], known)}")
+        arguments = parser().parse_args(words)
+        if arguments.verb is None:
+            parser().print_help()
+            return 0
+        if arguments.verb in LATER:
+            raise UserError(f"`redistill {arguments.verb}` ({LATER[arguments.verb]}) is not built yet; run, reproduce, eval, list and show are")
+        return int(_VERBS[arguments.verb](arguments) or 0)
+    except UserError as error:
+        print(f"redistill: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("redistill: interrupted; continue with --resume", file=sys.stderr)
+        return 130
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from redistill.catalogue import rows
+    from redistill.reporting.terminal import print_table
+
+    found = rows()
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print_table(found)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from redistill.catalogue import describe
+    from redistill.reporting.terminal import print_method
+
+    facts = describe(arguments.slug)
+    if arguments.json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        print_method(facts)
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from redistill.build import prepare
+    from redistill.config import load_recipe, parse_pairs
+    from redistill.reporting.terminal import reporter
+
+    given: dict[str, Any] = {}
+    slug = arguments.slug
+    if arguments.recipe:
+        recipe = load_recipe(arguments.recipe)
+        if slug not in (None, recipe.method):
+            raise UserError(f"recipe {arguments.recipe!r} is of method {recipe.method!r}, not {slug!r}")
+        slug = recipe.method
+        given = {**recipe.run, **recipe.options}
+    if slug is None:
+        raise UserError("name a method (`redistill list`) or a --recipe")
+    given |= {key: getattr(arguments, key) for key in ("task", "model", "seed", "steps") if getattr(arguments, key) is not None}
+    pairs = parse_pairs(arguments.set)
+    for key in set(pairs) & {key for key in ("task", "model", "seed", "steps") if getattr(arguments, key) is not None}:
+        raise UserError(f"{key} is given twice: by --{key} and by --set")
+    if arguments.resume and arguments.out is None:
+        raise UserError("--resume needs --out, the folder of the run to continue")
+    command = "redistill " + " ".join(sys.argv[1:])
+    report = reporter(quiet=arguments.quiet, silent=arguments.json)
+    run = prepare(slug, {**given, **pairs}, out=arguments.out, resume=arguments.resume, report=report, command=command)
+    try:
+        result = run.go(arguments.resume)
+    finally:
+        run.close()
+        report("close", {})
+    if arguments.json:
+        print(json.dumps({**result, "folder": str(run.folder.path)}))
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from redistill.evaluation.reproduce import reproduce
+
+    try:
+        seeds = [int(seed) for seed in (arguments.seeds or "0,1,2").split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {arguments.seeds!r} is not a comma-separated list of whole numbers") from None
+    reproduce(arguments.slug, seeds=seeds, quick=arguments.quick, model=arguments.model, out=arguments.out)
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from redistill.config import parse_pairs
+    from redistill.evaluation.saved import evaluate_saved
+    from redistill.reporting.terminal import print_evaluation
+
+    result = evaluate_saved(arguments.target, arguments.task, arguments.k, arguments.prompts, parse_pairs(arguments.set))
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        print_evaluation(result)
+    return 0
+
+
+_VERBS = {"list": _list, "show": _show, "run": _run, "reproduce": _reproduce, "eval": _eval}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""`redistill reproduce`: run an experiment's arms over seeds, compare by interval, write evidence/<slug>/.
+
+Every run is an ordinary run folder; one that has finished with the same settings is not repeated. The grid is searched on a
+seed that is not reported. A verdict is what the interval of the paired difference says: above 0 `shown`, below 0
+`opposite`, else `not shown`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from redistill.core.runs import versions
+from redistill.evaluation.intervals import Interval, t_interval
+from redistill.experiments import experiment_of
+from redistill.experiments.base import Arm, Experiment
+
+START = "start"
+"""The name of the untrained model in a comparison."""
+
+
+def reproduce(
+    slug: str, *, seeds: Sequence[int], quick: bool = False, model: str = "pocket", out: Path | None = None
+) -> dict[str, Any]:
+    """Run the experiment of a method and write its evidence; returns the verdict that was written."""
+    from redistill.reporting.curves import plot_evidence
+
+    began = time.monotonic()
+    experiment = experiment_of(slug, model)
+    name = slug if model == "pocket" else f"{slug}-{model}"
+    work = Path("runs") / "reproduce" / (name + ("-quick" if quick else ""))
+    target = out or (work / "evidence" if quick else Path("evidence") / slug / ("" if model == "pocket" else model))
+    target.mkdir(parents=True, exist_ok=True)
+    tuned, search = _tune(experiment, work, quick)
+    results = {
+        arm: [_one(experiment, arm, seed, work / f"{_file(arm)}-s{seed}", tuned.get(spec.tuned_as or arm, {}), quick) for seed in seeds]
+        for arm, spec in experiment.arms.items()
+    }
+    verdict = _verdict(experiment, results, seeds, search, tuned)
+    command = f"redistill reproduce {slug} --seeds {','.join(map(str, seeds))}" + (" --quick" if quick else "")
+    verdict |= {
+        "command": command + ("" if model == "pocket" else f" --model {model}"),
+        "minutes": round(sum(r["seconds"] for rows in results.values() for r in rows) / 60, 1),
+        "minutes_wall": round((time.monotonic() - began) / 60, 1), "versions": versions(),
+    }  # fmt: skip
+    _write(target, experiment, verdict, results)
+    plot_evidence(target / "plot.png", experiment, verdict, results)
+    print(f"{slug} on {model}: {verdict['verdict']} ({_words(verdict['difference'])}); evidence in {target}")
+    return verdict
+
+
+def _file(arm: str) -> str:
+    return arm.replace(" ", "_").replace("+", "and")
+
+
+def _settings(experiment: Experiment, arm: str, seed: int, tuned: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    return {**experiment.base, **experiment.arms[arm].options, **tuned, **extra, "seed": seed}
+
+
+def _one(experiment: Experiment, arm: str, seed: int, folder: Path, tuned: Mapping[str, Any], quick: bool, **extra: Any) -> dict[str, Any]:
+    """Run one arm with one seed, or read its result when the folder already holds it."""
+    from redistill.build import prepare
+    from redistill.config import split_settings
+    from redistill.reporting.terminal import reporter
+
+    given = _settings(experiment, arm, seed, tuned, {**extra, **(experiment.quick if quick else {})})
+    split_settings(given, _method(experiment.arms[arm]))
+    resume = (folder / "config.json").is_file()
+    print(f"--- {arm}, seed {seed}: {folder}", flush=True)
+    run = prepare(experiment.arms[arm].method, given, out=folder, resume=resume, report=reporter(quiet=True, silent=True))
+    try:
+        finished = run.folder.read("result.json")
+        result: dict[str, Any] = finished if finished else run.go(resume)
+    finally:
+        run.close()
+    records = _records(folder / "metrics.jsonl")
+    result["generated_tokens"] = sum(r["episodes"] * r["length"] for r in records if "episodes" in r and "length" in r)
+    result["generations"] = sum(r["episodes"] for r in records if "episodes" in r)
+    final = result["evaluations"]["after"]
+    print(f"    {experiment.metric} {final[experiment.metric]:.3f} in {result['seconds']:.0f} s", flush=True)
+    return result
+
+
+def _method(arm: Arm) -> type:
+    from redistill.build import method_class
+
+    return method_class(arm.method)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    import json
+
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _tune(experiment: Experiment, work: Path, quick: bool) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The winning grid value of each arm, and the whole search for the record."""
+    tuned: dict[str, dict[str, Any]] = {}
+    search: dict[str, Any] = {}
+    for key, values in experiment.grid.items():
+        for arm, spec in experiment.arms.items():
+            if spec.tuned_as is not None:
+                continue
+            scores = {}
+            for value in values if not quick else list(values)[1:2]:
+                folder = work / "tuning" / f"{_file(arm)}-{value:g}"
+                result = _one(experiment, arm, experiment.tuning_seed, folder, {key: value}, quick, **experiment.tuning)
+                scores[str(value)] = result["evaluations"]["after"][experiment.metric]
+            best = max(scores, key=lambda text: scores[text])
+            tuned[arm] = {key: float(best)}
+            search[arm] = {"key": key, "scores": scores, "seed": experiment.tuning_seed, "chosen": float(best)}
+    return tuned, search
+
+
+def _values(results: Mapping[str, list[dict[str, Any]]], arm: str, metric: str) -> list[float]:
+    if arm == START:
+        first = next(iter(results.values()))
+        return [float(result["evaluations"]["before"][metric]) for result in first]
+    return [float(result["evaluations"]["after"][metric]) for result in results[arm]]
+
+
+def _difference(results: Mapping[str, list[dict[str, Any]]], pair: tuple[str, str], metric: str) -> dict[str, Any]:
+    one, other = (_values(results, arm, metric) for arm in pair)
+    gap: Interval = t_interval([a - b for a, b in zip(one, other)])
+    return {"of": f"{pair[0]} - {pair[1]}", "estimate": gap.estimate, "low": gap.low, "high": gap.high, "level": gap.level}
+
+
+def _reached(difference: Mapping[str, Any]) -> str:
+    if difference["low"] > 0:
+        return "shown"
+    return "opposite" if difference["high"] < 0 else "not shown"
+
+
+def _words(difference: Mapping[str, Any]) -> str:
+    return f"{difference['of']} = {difference['estimate']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+
+
+def _verdict(
+    experiment: Experiment, results: Mapping[str, list[dict[str, Any]]], seeds: Sequence[int], search: Mapping[str, Any],
+    tuned: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    metric = experiment.metric
+    difference = _difference(results, experiment.compare, metric)
+    before = next(iter(results.values()))[0]["evaluations"]["before"]
+    arms = {
+        name: {
+            "options": {**experiment.arms[name].options, **tuned.get(experiment.arms[name].tuned_as or name, {})},
+            "per_seed": _values(results, name, metric),
+            "length": [result["evaluations"]["after"]["length"] for result in rows],
+            "cost": {
+                "generations": [result["generations"] for result in rows],
+                "tokens": [result["generated_tokens"] for result in rows], "seconds": [result["seconds"] for result in rows],
+            },
+        }
+        for name, rows in results.items()
+    }  # fmt: skip
+    controls = {name: {**(d := _difference(results, pair, metric)), "reads": _reached(d)} for name, pair in experiment.controls.items()}
+    premise = {key: before[key] for key in ("accuracy", "accuracy_in_context", "accuracy_wrong_context", "utility") if key in before}
+    return {
+        "slug": experiment.slug, "claim": experiment.claim, "verdict": _reached(difference), "metric": metric, "arms": arms,
+        "start": _values(results, START, metric), "difference": difference, "controls": controls, "premise": premise,
+        "tuning": search, "seeds": list(seeds), "budget": experiment.budget,
+    }  # fmt: skip
+
+
+def _write(target: Path, experiment: Experiment, verdict: Mapping[str, Any], results: Mapping[str, list[dict[str, Any]]]) -> None:
+    import json
+
+    (target / "verdict.json").write_text(json.dumps(verdict, indent=1) + "\n")
+    curves = {
+        arm: [
+            [[e["step"], e[experiment.metric], e["length"]] for e in sorted(result["evaluations"].values(), key=lambda e: e["step"])]
+            for result in rows
+        ]
+        for arm, rows in results.items()
+    }
+    (target / "curves.json").write_text(json.dumps({"columns": ["step", experiment.metric, "length"], "arms": curves}) + "\n")

@@ -1,0 +1,24 @@
+"""The experiments behind `redistill reproduce`: what each paper claims, cut to this machine, as data."""
+
+from __future__ import annotations
+
+from redistill.errors import UserError, nearest
+from redistill.experiments.base import Experiment
+from redistill.experiments.opsd import OPSD_POCKET, OPSD_SMOLLM2
+from redistill.experiments.sdpo import SDPO_POCKET, SDPO_SMOLLM2
+
+ALL: dict[tuple[str, str], Experiment] = {
+    (experiment.slug, str(experiment.base["model"])): experiment
+    for experiment in (SDPO_POCKET, SDPO_SMOLLM2, OPSD_POCKET, OPSD_SMOLLM2)
+}
+
+
+def experiment_of(slug: str, model: str) -> Experiment:
+    """The experiment of a method on a model; a UserError names what there is."""
+    slugs = {known for known, _ in ALL}
+    if slug not in slugs:
+        raise UserError(f"there is no experiment for {slug!r}{nearest(slug, slugs)}")
+    models = [known for own, known in ALL if own == slug]
+    if model not in models:
+        raise UserError(f"the experiment of {slug} runs on {' and '.join(models)}, not on {model!r}")
+    return ALL[slug, model]

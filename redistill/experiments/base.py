@@ -1,0 +1,39 @@
+"""What an experiment is: arms with equal budgets, one tuning grid for all of them, a comparison and its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend the budget. Arms with a `tuned_as` take the winning grid value of that arm."""
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tuned_as: str | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A paper's direction against its own baseline, as data. `compare` = (method's arm, baseline's arm)."""
+
+    slug: str
+    claim: str
+    metric: str
+    base: Mapping[str, Any]
+    """Run settings common to all arms (model, task, budget, evaluation)."""
+    arms: Mapping[str, Arm]
+    compare: tuple[str, str]
+    controls: Mapping[str, tuple[str, str]]
+    grid: Mapping[str, Sequence[Any]]
+    """One tuned key and its values, the same for every arm without `tuned_as`."""
+    budget: str
+    quick: Mapping[str, Any]
+    """Settings of the smaller version."""
+    tuning_seed: int = 1000
+    """The grid is searched on this seed, which is never one of the reported ones."""
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that differ while tuning (fewer steps)."""

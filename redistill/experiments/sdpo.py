@@ -1,0 +1,52 @@
+"""SDPO against GRPO at equal generations (specification: "Working here means", i to iii)."""
+
+from redistill.experiments.base import Arm, Experiment
+
+SDPO_POCKET = Experiment(
+    slug="sdpo",
+    claim="at equal generations SDPO (JSD, EMA 0.05, siblings' solutions and the verifier's feedback) reaches a higher held-out avg@8 than GRPO",
+    metric="avg_at_k",
+    base={
+        "model": "pocket", "task": "sums", "steps": 150, "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 16,
+        "eval_prompts": 200, "eval_samples": 8, "eval_every": 30, "save_model": "false", "warmup_steps": 0, "weight_decay": 0.0,
+        "save_every": 1000,
+    },
+    arms={
+        "grpo": Arm("grpo", {"normaliser": "token", "std": "none", "clip_high": 0.28}),
+        "sdpo": Arm("sdpo", {"feedback": "without_solution"}),
+        "sdpo live teacher": Arm("sdpo", {"teacher": "ema(1)"}, tuned_as="sdpo"),
+        "sdpo wrong context": Arm("sdpo", {"wrong_context": "true"}, tuned_as="sdpo"),
+        "sdpo + grpo": Arm("sdpo", {"grpo_weight": 0.9}),
+    },
+    compare=("sdpo", "grpo"),
+    controls={
+        "teacher EMA 0.05 against live (tau = 1)": ("sdpo", "sdpo live teacher"),
+        "own context against another prompt's": ("sdpo", "sdpo wrong context"),
+        "hybrid (lam 0.9) against grpo": ("sdpo + grpo", "grpo"),
+    },
+    grid={"learning_rate": [3e-4, 1e-3, 3e-3]},
+    budget="150 steps of 64 rollouts for each arm (9,600 generations)",
+    quick={"steps": 10, "eval_prompts": 40, "eval_samples": 2, "eval_every": 0},
+    tuning={"steps": 60, "eval_every": 0},
+)  # fmt: skip
+
+SDPO_SMOLLM2 = Experiment(
+    slug="sdpo",
+    claim="the same direction on SmolLM2-135M-Instruct: SDPO above GRPO in held-out greedy accuracy at equal generations",
+    metric="accuracy",
+    base={
+        "model": "smollm2-135m", "task": "chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1", "steps": 12,
+        "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 32, "eval_prompts": 100, "save_model": "false",
+        "warmup_steps": 0, "weight_decay": 0.0, "learning_rate": 2e-5, "save_every": 1000,
+    },
+    arms={
+        "grpo": Arm("grpo", {"normaliser": "token", "std": "none", "clip_high": 0.28}),
+        "sdpo": Arm("sdpo", {}),
+        "sdpo + grpo": Arm("sdpo", {"grpo_weight": 0.5}),
+    },
+    compare=("sdpo", "grpo"),
+    controls={"hybrid against grpo": ("sdpo + grpo", "grpo")},
+    grid={},
+    budget="12 steps of 64 rollouts for each arm (768 generations)",
+    quick={"steps": 1, "eval_prompts": 10},
+)  # fmt: skip

@@ -1,0 +1,145 @@
+"""What a person sees in the terminal: progress with rate and time left, evaluations, tables. Rich does the drawing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from redistill.core.loop import Report
+
+OUT = Console()
+SHOWN = ("reward", "loss", "length", "active", "grad_norm")
+
+
+def reporter(*, quiet: bool, silent: bool) -> Report:
+    """How a run tells what happens: a progress bar, plain lines (`quiet`, for logs) or nothing (`silent`)."""
+    if silent:
+        return lambda event, facts: None
+    return Lines(bar=not quiet and sys.stderr.isatty())
+
+
+class Lines:
+    """Prints events; keeps a progress bar when asked to."""
+
+    def __init__(self, bar: bool) -> None:
+        self.console = Console(stderr=False, soft_wrap=True, highlight=False)
+        self.bar = bar
+        self.progress: Progress | None = None
+        self.job: Any = None
+
+    def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Show one event."""
+        if event == "start":
+            self._start(facts)
+        elif event == "views":
+            self.console.print(Panel(escape(facts["text"]), title="what is read (kept in views.txt)", expand=False))
+        elif event == "stage":
+            self.console.print(f"stage {facts['stage']} begins at step {facts['step']}")
+        elif event == "step":
+            self._step(facts)
+        elif event == "evaluated":
+            self.console.print(evaluation_line(facts))
+        elif event == "warning":
+            self.console.print(f"warning: {escape(facts['text'])}")
+        elif event == "resumed":
+            self.console.print(f"resumed from {facts['path']} at step {facts['step']}")
+        elif event == "finished":
+            self._stop()
+            self.console.print(outcome(facts["evaluations"]))
+            self.console.print(f"run folder: {facts['folder']}  ({facts['seconds']:.0f} s, {facts['skipped_updates']} updates skipped)")
+        elif event == "close":
+            self._stop()
+
+    def _start(self, facts: Mapping[str, Any]) -> None:
+        self.console.print(f"run folder: {facts['folder']}")
+        if self.bar:
+            self.progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("left"), TimeRemainingColumn(), console=self.console,
+            )  # fmt: skip
+            self.progress.start()
+            self.job = self.progress.add_task("training", total=facts["steps"], completed=facts["at"])
+
+    def _step(self, facts: Mapping[str, Any]) -> None:
+        words = "  ".join(f"{name} {facts[name]:.4g}" for name in SHOWN if name in facts)
+        seconds = sum(value for key, value in facts.items() if key.startswith("seconds_"))
+        if self.progress is not None:
+            self.progress.update(self.job, completed=facts["step"], total=facts["of"], description=words)
+        else:
+            left = seconds * (facts["of"] - facts["step"])
+            self.console.print(f"step {facts['step']}/{facts['of']}  {words}  {seconds:.1f} s/step  left {left / 60:.1f} min")
+
+    def _stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def evaluation_line(facts: Mapping[str, Any]) -> str:
+    """One line about an evaluation."""
+    line = (
+        f"{facts['label']} (step {facts['step']}): held-out accuracy {facts['accuracy']:.3f} "
+        f"[{facts['low']:.3f}, {facts['high']:.3f}] on {facts['prompts']} prompts, {facts['length']:.1f} tokens an answer"
+    )
+    if "utility" in facts:
+        line += (
+            f"; teacher utility {facts['utility']:+.3f} (solution in view {facts['accuracy_in_context']:.3f}, "
+            f"another prompt's {facts['accuracy_wrong_context']:.3f})"
+        )
+    if "pass_at_k" in facts:
+        line += f"; avg@{facts['k']} {facts['avg_at_k']:.3f}, pass@{facts['k']} {facts['pass_at_k']:.3f}"
+    return line
+
+
+def outcome(evaluations: Mapping[str, Any]) -> str:
+    """The run in one sentence: accuracy before and after with the paired interval of the difference."""
+    from redistill.evaluation.intervals import paired_difference
+
+    before, after = evaluations["before"], evaluations["after"]
+    gap = paired_difference(after["outcomes"], before["outcomes"])
+    return (
+        f"held-out accuracy before {before['accuracy']:.3f} [{before['low']:.3f}, {before['high']:.3f}], "
+        f"after {after['accuracy']:.3f} [{after['low']:.3f}, {after['high']:.3f}]: "
+        f"{gap.estimate:+.3f}, 95% interval [{gap.low:+.3f}, {gap.high:+.3f}] (paired over {before['prompts']} prompts)"
+    )
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """`redistill list`."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("slug", "title", "family", "paper", "objective", "recipe", "evidence", "scale"):
+        table.add_column(column)
+    for row in rows:
+        marks = ["yes" if row[key] is True else "no" if row[key] is False else str(row[key]) for key in ("objective", "recipe", "evidence", "scale")]
+        table.add_row(row["slug"], row["title"], row["family"], row["paper"], *marks)
+    OUT.print(table)
+
+
+def print_method(facts: Mapping[str, Any]) -> None:
+    """`redistill show`."""
+    OUT.print(f"[bold]{escape(facts['slug'])}[/]: {escape(facts['title'])} ({facts['paper']})\n")
+    OUT.print(escape(facts["idea"]) + "\n")
+    OUT.print("[bold]objective[/]\n  " + escape(facts["objective"]) + "\n")
+    table = Table(box=None, pad_edge=False, title="options (--set key=value)", title_justify="left")
+    for column in ("option", "default", "range", "meaning"):
+        table.add_column(column, overflow="fold")
+    for item in facts["options"]:
+        table.add_row(*(escape(str(item[key])) for key in ("name", "default", "range", "meaning")))
+    OUT.print(table)
+    if facts["run_defaults"]:
+        OUT.print("\n[bold]run settings of the paper[/]: " + escape(", ".join(f"{k}={v}" for k, v in facts["run_defaults"].items())))
+    for says, does in facts["says_does"]:
+        OUT.print(f"[bold]paper says[/] {escape(says)}\n  [bold]code does[/] {escape(does)}")
+    OUT.print(f"\n[bold]evidence[/]: {escape(facts['evidence'])}")
+
+
+def print_evaluation(result: Mapping[str, Any]) -> None:
+    """`redistill eval`."""
+    OUT.print(evaluation_line({"label": result["target"], "step": result.get("step", 0), **result}))

@@ -1,0 +1,245 @@
+"""The language domain: renders views, samples and judges episodes, measures quantities, evaluates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redistill.config import RunConfig
+from redistill.core.domain import Measured
+from redistill.core.episode import Episode, Group
+from redistill.core.players import Player
+from redistill.core.signal import (
+    CapturedMass, DivergenceOf, Quantity, Signal, Teacher, TeacherLogProb,
+)  # fmt: skip
+from redistill.core.specs import TeacherWeights
+from redistill.core.state import Stateful
+from redistill.core.task import Prompt, Task, checked_verdict
+from redistill.core.teachers import TeacherBank, swapped
+from redistill.errors import UserError
+from redistill.text import packing
+from redistill.text.evaluate import evaluate
+from redistill.text.head import TeacherPart, TeacherStates, measure
+from redistill.text.models import LanguageModel, load_model, save_model
+from redistill.text.sampling import Sampling, sample
+from redistill.text.views import VIEWS, WORDINGS, Evidence
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A response: its token ids and the half-open ranges of them that are the policy's own."""
+
+    ids: TokenIds
+    spans: tuple[tuple[int, int], ...]
+
+
+class TextDomain:
+    """Everything the core and the methods may ask of language."""
+
+    def __init__(self, lm: LanguageModel, task: Task, config: RunConfig) -> None:
+        self.lm, self.task, self.config = lm, task, config
+        student = Player(
+            "student", lm.module, lm.trainable(), config.learning_rate, config.warmup_steps, config.weight_decay,
+            config.beta2, config.grad_clip,
+        )  # fmt: skip
+        self.players: Mapping[str, Player] = {"student": student}
+        self.bank = TeacherBank(student, lambda name: load_model(name, dtype=config.dtype))
+        self.wording = WORDINGS[task.wording]
+        self.sampling = Sampling(config.temperature, config.top_p, config.top_k, config.min_p, config.max_new_tokens)
+        self.step = 0
+        self.calls = 0
+        self.omitted: Counter[str] = Counter()
+
+    # --- views ------------------------------------------------------------------------------------------------------
+    def render(self, view: str, prompt: Prompt, evidence: Evidence = Evidence()) -> TokenIds | None:
+        """Token ids of a prompt in a view; None when its evidence is missing or it is too long (counted)."""
+        messages = VIEWS[view](prompt.content, evidence, self.wording)
+        if messages is None:
+            return None
+        ids = tuple(self.lm.render(messages))
+        limit = min(self.config.max_prompt_tokens, self.lm.context - self.config.max_new_tokens)
+        if len(ids) > limit:
+            self.omitted[view] += 1
+            return None
+        return ids
+
+    def teacher(self, weights: TeacherWeights, rows: Sequence[Episode], view: str, seen: Sequence[Evidence]) -> Teacher:
+        """A teacher that reads each row's prompt in `view` with the row's evidence."""
+        return Teacher(weights, tuple(self.render(view, row.prompt, evidence) for row, evidence in zip(rows, seen)))
+
+    def covered(self, teacher: Teacher, rows: Sequence[Episode]) -> Tensor:
+        """Steps of the rows whose teacher has a context, bool [N]: the mask of a term with this teacher."""
+        return torch.cat([torch.full((row.steps,), context is not None) for row, context in zip(rows, teacher.contexts)])
+
+    # --- episodes ---------------------------------------------------------------------------------------------------
+    def begin_step(self, step: int) -> None:
+        """A new step: draws are keyed by it."""
+        self.step, self.calls = step, 0
+        self.omitted.clear()
+
+    def rollout(
+        self, prompts: Sequence[Prompt], view: str = "plain", seen: Sequence[Evidence] | None = None, size: int | None = None
+    ) -> list[Group]:
+        """Sample and judge a group of `size` episodes for each prompt under a view. A prompt that cannot be rendered is
+        left out and counted; the episodes are to be trained under the view they were sampled under unless re-labelled."""
+        evidence = seen or [Evidence()] * len(prompts)
+        rendered = [(i, self.render(view, prompt, e)) for i, (prompt, e) in enumerate(zip(prompts, evidence))]
+        kept = [(i, ids) for i, ids in rendered if ids is not None]
+        if not kept:
+            raise UserError(
+                f"no prompt of this step fits in view {view!r}: the limit is max_prompt_tokens={self.config.max_prompt_tokens} "
+                f"and the model's context is {self.lm.context} with max_new_tokens={self.config.max_new_tokens}"
+            )
+        keys = [(self.config.seed, self.step, self.calls, i) for i, _ in kept]
+        self.calls += 1
+        sampled = sample(
+            self.lm, [ids for _, ids in kept], group_size=size or self.config.group_size, sampling=self.sampling,
+            keys=keys, max_batch=self.config.sample_batch,
+        )  # fmt: skip
+        groups = []
+        for (i, ids), key, answers in zip(kept, keys, sampled):
+            prompt = prompts[i]
+            episodes = [
+                Episode(
+                    prompt=prompt, context=ids, trajectory=Trajectory(answer.ids, ((0, len(answer.ids)),)),
+                    steps=len(answer.ids), text=answer.text, behaviour_logp_T=answer.logp_T, sampling=self.sampling,
+                    sampled_under=view, trained_under=view, finish=answer.finish, key=(*key, number),
+                    verdict=checked_verdict(self.task, prompt, self.task.verify(prompt, answer.text)),
+                )
+                for number, answer in enumerate(answers)
+            ]  # fmt: skip
+            groups.append(Group(prompt, episodes))
+        return groups
+
+    def written(self, prompt: Prompt, text: str, view: str = "plain", evidence: Evidence = Evidence()) -> Episode | None:
+        """An episode that was written, not sampled (a reference solution): `text` and EOS, without behaviour log-probs.
+        None when the view cannot be rendered or the text does not fit in max_new_tokens (counted)."""
+        context = self.render(view, prompt, evidence)
+        ids = (*self.lm.tokenizer.encode(text, add_special_tokens=False), self.lm.eos_ids[0])
+        if len(ids) > self.config.max_new_tokens:
+            self.omitted["solution"] += 1
+        if context is None or len(ids) > self.config.max_new_tokens:
+            return None
+        verdict = checked_verdict(self.task, prompt, self.task.verify(prompt, text))
+        return Episode(
+            prompt=prompt, context=context, trajectory=Trajectory(ids, ((0, len(ids)),)), steps=len(ids), text=text,
+            sampled_under="written", trained_under=view, verdict=verdict,
+        )  # fmt: skip
+
+    # --- measuring --------------------------------------------------------------------------------------------------
+    def pieces(self, rows: Sequence[Episode], contexts: Sequence[Any] | None = None) -> list[packing.Piece]:
+        """Rows as pieces to pack, under their own context or under given ones; rows without a context are left out."""
+        under = [row.context for row in rows] if contexts is None else contexts
+        return [
+            packing.Piece(i, context, row.trajectory.ids, row.trajectory.spans)
+            for i, (row, context) in enumerate(zip(rows, under))
+            if context is not None
+        ]
+
+    def micro_batches(self, signal: Signal) -> Iterator[Sequence[int]]:
+        """Rows that some term covers, in pieces of at most micro_batch_tokens tokens."""
+        covers = [True] * len(signal.rows)
+        if all(term.mask_N is not None for term in signal.terms):
+            for row, at_n in enumerate(torch.arange(sum(signal.lengths)).split(signal.lengths)):
+                covers[row] = any(bool(term.mask_N[at_n].any()) for term in signal.terms if term.mask_N is not None)
+        pieces = [piece for piece in self.pieces(signal.rows) if covers[piece.row]]
+        yield from packing.micro_batches(pieces, self.config.micro_batch_tokens)
+
+    def measure(self, signal: Signal, rows: Sequence[int], quantities: Sequence[Quantity]) -> Measured:
+        """One forward of the student (with gradient) and one of each teacher (without) over the rows; then the head."""
+        episodes = [signal.rows[row] for row in rows]
+        teachers = {}
+        for quantity in quantities:
+            if isinstance(quantity, (DivergenceOf, TeacherLogProb, CapturedMass)) and quantity.teacher not in teachers:
+                contexts = [quantity.teacher.contexts[row] for row in rows]
+                teachers[quantity.teacher] = self._teacher_states(quantity.teacher.weights, episodes, contexts)
+        packed = packing.pack(self.pieces(episodes))
+        hidden_nD = _hidden(self.lm, packed)
+        warm = torch.tensor([_temperature(episodes[row]) for row in packed.row_n.tolist()])
+        return Measured(measure(hidden_nD, self.lm.head(), packed.target_n, warm, teachers, quantities))
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Episode], quantities: Sequence[Quantity]) -> Mapping[Quantity, Tensor]:
+        """Measure without gradient over any number of rows [N] (gates and weights that a method computes beforehand)."""
+        signal = Signal(rows, [])
+        found: dict[Quantity, list[Tensor]] = {quantity: [] for quantity in quantities}
+        for batch in packing.micro_batches(self.pieces(rows), self.config.micro_batch_tokens):
+            values = self.measure(signal, batch, quantities).values
+            for quantity in quantities:
+                found[quantity].append(values[quantity])
+        return {quantity: torch.cat(pieces) for quantity, pieces in found.items()}
+
+    @torch.no_grad()
+    def _teacher_states(self, weights: TeacherWeights, rows: Sequence[Episode], contexts: Sequence[Any]) -> TeacherStates:
+        pieces = self.pieces(rows, contexts)
+        steps = [row.steps for row in rows]
+        valid_n = torch.cat([torch.full((n,), context is not None) for n, context in zip(steps, contexts)])
+        parts = []
+        for part in self.bank.parts(weights):
+            lm = part.module if isinstance(part.module, LanguageModel) else self.lm
+            with swapped(self.players["student"].parameters, part.copy):
+                head = lm.head().detached()
+                states_nD = torch.zeros(len(valid_n), head.weight_VD.shape[1])
+                if pieces:
+                    states_nD[valid_n] = _hidden(lm, packing.pack(pieces))
+            parts.append(TeacherPart(part.share, states_nD, head))
+        return TeacherStates(parts, valid_n)
+
+    # --- the rest of the contract -----------------------------------------------------------------------------------
+    def evaluate(self, label: str) -> Mapping[str, Any]:
+        """Held-out accuracy (and teacher utility); see text/evaluate.py."""
+        return evaluate(self.lm, self.task, self.config)
+
+    def describe(self, groups: Sequence[Group], signals: Sequence[Signal]) -> str:
+        """What the first row's student and its teachers read, as the model reads it."""
+        row, teachers = _first_taught(signals)
+        if row is None:
+            return "no row was trained in this step"
+        parts = [f"=== the student reads (trained under {row.trained_under}) ===", self._decode(row.context)]
+        for name, context in teachers:
+            parts += [f"=== the teacher {name} reads ===", self._decode(context)]
+        return "\n".join([*parts, "=== the response ===", self._decode(row.trajectory.ids)])
+
+    def _decode(self, ids: TokenIds) -> str:
+        return str(self.lm.tokenizer.decode(ids, skip_special_tokens=False))
+
+    def facts(self) -> Mapping[str, Any]:
+        """Where the weights came from."""
+        return {"model": dict(self.lm.source), "dtype": str(self.lm.dtype), "trainable": sum(p.numel() for p in self.lm.trainable().values())}
+
+    def stateful(self) -> Mapping[str, Stateful]:
+        """Language has no evolving parts beside players and teachers: every draw is keyed."""
+        return {}
+
+    def save(self, folder: Path) -> None:
+        """Save as ordinary transformers files."""
+        save_model(self.lm, folder)
+
+
+def _hidden(lm: LanguageModel, packed: packing.Packed) -> Tensor:
+    output = lm.hidden(packed.ids_BT, attention_mask=packed.mask_B1TT, position_ids=packed.position_BT)
+    states: Tensor = output.last_hidden_state.flatten(0, 1)[packed.predict_n]
+    return states.float()
+
+
+def _temperature(row: Episode) -> float:
+    return row.sampling.temperature if row.sampling is not None and row.sampling.temperature > 0 else 1.0
+
+
+def _first_taught(signals: Sequence[Signal]) -> tuple[Episode | None, list[tuple[str, Any]]]:
+    """The first row that some teacher has a context for (else the first row) and what its teachers read."""
+    rows = [(signal, i) for signal in signals for i in range(len(signal.rows))]
+    for signal, i in rows:
+        teachers = [term.teacher for term in signal.terms if getattr(term, "teacher", None) is not None]  # type: ignore[attr-defined]
+        named = [(str(teacher.weights), teacher.contexts[i]) for teacher in teachers if teacher.contexts[i] is not None]
+        if named:
+            return signal.rows[i], named
+    return (rows[0][0].rows[rows[0][1]], []) if rows else (None, [])

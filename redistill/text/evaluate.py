@@ -1,0 +1,85 @@
+"""Held-out evaluation of a language model: greedy accuracy with its interval, avg@k and pass@k, teacher utility."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from redistill.config import RunConfig
+from redistill.core.task import Prompt, Task, checked_verdict
+from redistill.errors import UserError
+from redistill.evaluation.intervals import pass_at_k, wilson
+from redistill.text.models import LanguageModel
+from redistill.text.sampling import Sampled, Sampling, sample
+from redistill.text.views import VIEWS, WORDINGS, Evidence
+
+
+def evaluate(lm: LanguageModel, task: Task, config: RunConfig) -> dict[str, Any]:
+    """Accuracy on the task's held-out prompts.
+
+    Returns `accuracy`, `low`, `high` (Wilson, 95%), `outcomes` (a 0/1 per prompt, for paired comparisons), `length`,
+    `truncated`; with eval_samples k also `avg_at_k` and `pass_at_k`; with `utility`, where prompts have solutions,
+    `accuracy_in_context`, `accuracy_wrong_context` (another prompt's solution in view) and `utility`, their gain over plain.
+    """
+    prompts = list(task.held_out(config.eval_prompts))
+    greedy = Sampling(temperature=0.0, max_new_tokens=config.max_new_tokens)
+    answers = answer(lm, task, config, prompts, [Evidence()] * len(prompts), greedy, 1)
+    outcomes = [correct(task, prompt, group[0]) for prompt, group in zip(prompts, answers)]
+    share = wilson(sum(outcomes), len(outcomes))
+    result: dict[str, Any] = {
+        "accuracy": share.estimate, "low": share.low, "high": share.high, "prompts": len(prompts), "outcomes": outcomes,
+        "length": sum(len(group[0].ids) for group in answers) / len(answers),
+        "truncated": sum(group[0].finish == "length" for group in answers) / len(answers),
+    }  # fmt: skip
+    if config.eval_samples:
+        result |= _sampled(lm, task, config, prompts)
+    if config.utility and all(prompt.solution for prompt in prompts):
+        own = [Evidence(solution=prompt.solution) for prompt in prompts]
+        for name, evidence in (("in_context", own), ("wrong_context", [*own[1:], own[0]])):
+            groups = answer(lm, task, config, prompts, evidence, greedy, 1)
+            right = [correct(task, prompt, group[0]) for prompt, group in zip(prompts, groups)]
+            result[f"accuracy_{name}"] = sum(right) / len(right)
+        result["utility"] = result["accuracy_in_context"] - result["accuracy"]
+    return result
+
+
+def correct(task: Task, prompt: Prompt, sampled: Sampled) -> int:
+    """1 if the answer earns the task's full reward, else 0."""
+    verdict = checked_verdict(task, prompt, task.verify(prompt, sampled.text))
+    return int(verdict.reward >= task.reward_range[1])
+
+
+def _sampled(lm: LanguageModel, task: Task, config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, float]:
+    k = config.eval_samples
+    spec = Sampling(temperature=config.eval_temperature, max_new_tokens=config.max_new_tokens)
+    groups = answer(lm, task, config, prompts, [Evidence()] * len(prompts), spec, k)
+    right = [sum(correct(task, prompt, one) for one in group) for prompt, group in zip(prompts, groups)]
+    solved = [pass_at_k(count, k, k) for count in right]
+    return {"avg_at_k": sum(right) / (k * len(right)), "pass_at_k": sum(solved) / len(solved), "k": k}
+
+
+def answer(
+    lm: LanguageModel, task: Task, config: RunConfig, prompts: Sequence[Prompt], seen: Sequence[Evidence],
+    sampling: Sampling, size: int,
+) -> list[list[Sampled]]:  # fmt: skip
+    """Sample answers to prompts, shown the solution where the evidence has one. Draws are keyed by the prompt's content,
+    so they are the same before and after training."""
+    wording = WORDINGS[task.wording]
+    contexts = []
+    for prompt, evidence in zip(prompts, seen):
+        view = "plain" if evidence == Evidence() else "hindsight"
+        messages = VIEWS[view](prompt.content, evidence, wording)
+        assert messages is not None
+        contexts.append(lm.render(messages))
+    longest = max(map(len, contexts))
+    if longest + sampling.max_new_tokens > lm.context:
+        raise UserError(
+            f"a held-out prompt has {longest} tokens, which with max_new_tokens={sampling.max_new_tokens} is more than the "
+            f"model's context of {lm.context}"
+        )
+    keys = [(int(prompt.uid[:12], 16) if _is_hex(prompt.uid) else i,) for i, prompt in enumerate(prompts)]
+    return sample(lm, contexts, group_size=size, sampling=sampling, keys=keys, max_batch=config.sample_batch)
+
+
+def _is_hex(text: str) -> bool:
+    return len(text) >= 12 and all(c in "0123456789abcdef" for c in text)

@@ -1,0 +1,118 @@
+"""From hidden states to quantities, a chunk of steps at a time: no [N, V] tensor outlives its chunk (law 7).
+
+This is the seam where a fused kernel goes. Today each chunk is a checkpointed function: its small outputs [n] are kept,
+its logits are recomputed in the backward pass (a single chunk within the budget is simply kept). Teachers come as hidden states, never as logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from redistill.core.signal import CapturedMass, DivergenceOf, EntropyOf, LogProb, Quantity, Teacher, TeacherLogProb
+from redistill.objectives.divergence import divergence, restrict
+from redistill.objectives.entropy import entropy
+from redistill.text.models import Head
+
+CHUNK_BYTES = 64 * 2**20
+"""Memory budget of one [chunk, V] float32 tensor; a chunk holds a handful of them."""
+
+
+@dataclass(frozen=True)
+class TeacherPart:
+    """One component of a teacher at the steps at hand: its share in log space, hidden states and its own head."""
+
+    share: float
+    hidden_nD: Tensor
+    head: Head
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """A teacher at the steps at hand; `valid_n` False where the row has no context (its values are then 0)."""
+
+    parts: Sequence[TeacherPart]
+    valid_n: Tensor
+
+    def chunk(self, low: int, high: int) -> TeacherStates:
+        """The steps from low to high."""
+        parts = [TeacherPart(part.share, part.hidden_nD[low:high], part.head) for part in self.parts]
+        return TeacherStates(parts, self.valid_n[low:high])
+
+    def log_probs(self, temperature: Tensor | float) -> Tensor:
+        """log q [n, V] at a temperature: the (geometric) mixture of the parts, normalised."""
+        logits = None
+        for part in self.parts:
+            own = part.head.logits(part.hidden_nD).float()
+            # A mixture of log-probs and one of logits differ by a constant per step only, which normalising removes.
+            logits = part.share * own if logits is None else logits + part.share * own
+        assert logits is not None
+        return F.log_softmax(logits / temperature, dim=-1)
+
+
+def chunk_steps(vocabulary: int) -> int:
+    """Steps of one chunk within the memory budget, at least 1."""
+    return max(1, CHUNK_BYTES // (4 * vocabulary))
+
+
+def measure(
+    hidden_nD: Tensor, head: Head, target_n: Tensor, temperature_n: Tensor,
+    teachers: Mapping[Teacher, TeacherStates], quantities: Sequence[Quantity],
+) -> dict[Quantity, Tensor]:  # fmt: skip
+    """Values [n] of each quantity, differentiable in `hidden_nD` and the head's own parameters."""
+    step = chunk_steps(head.weight_VD.shape[0])
+    pieces: list[tuple[Tensor, ...]] = []
+    for low in range(0, len(target_n), step):
+        high = min(low + step, len(target_n))
+        states = {teacher: state.chunk(low, high) for teacher, state in teachers.items()}
+        one = partial(_chunk, head, target_n[low:high], temperature_n[low:high], states, tuple(quantities))
+        if torch.is_grad_enabled() and hidden_nD.requires_grad and len(target_n) > step:
+            pieces.append(checkpoint(one, hidden_nD[low:high], use_reentrant=False, preserve_rng_state=False))
+        else:
+            pieces.append(one(hidden_nD[low:high]))
+    return {quantity: torch.cat([piece[i] for piece in pieces]) for i, quantity in enumerate(quantities)}
+
+
+def _chunk(
+    head: Head, target_n: Tensor, temperature_n: Tensor, states: Mapping[Teacher, TeacherStates],
+    quantities: Sequence[Quantity], hidden_nD: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    logits = head.logits(hidden_nD).float()
+    warm = temperature_n[:, None]
+    own = F.log_softmax(logits / warm, dim=-1)
+    same_for_all = float(temperature_n[0]) if bool((temperature_n == temperature_n[0]).all()) else None
+    found: dict[Quantity, Tensor] = {}
+    for quantity in quantities:
+        if isinstance(quantity, LogProb):
+            found[quantity] = own.gather(-1, target_n[:, None])[:, 0]
+        elif isinstance(quantity, EntropyOf):
+            found[quantity] = entropy(own)
+        elif isinstance(quantity, TeacherLogProb):
+            state = states[quantity.teacher]
+            found[quantity] = state.log_probs(warm).gather(-1, target_n[:, None])[:, 0] * state.valid_n
+        elif isinstance(quantity, DivergenceOf):
+            state = states[quantity.teacher]
+            same = same_for_all == quantity.temperature
+            student = own if same else F.log_softmax(logits / quantity.temperature, dim=-1)
+            value, captured = _divergence(quantity, student, state)
+            found[quantity] = value
+            found[CapturedMass(quantity.teacher, quantity.support, quantity.temperature)] = captured
+        elif not isinstance(quantity, CapturedMass):
+            raise TypeError(f"language cannot measure {type(quantity).__name__}")
+    return tuple(found[quantity] for quantity in quantities)
+
+
+def _divergence(quantity: DivergenceOf, student: Tensor, state: TeacherStates) -> tuple[Tensor, Tensor]:
+    teacher = state.log_probs(quantity.temperature)
+    if quantity.advantage_clip is not None:
+        here = student.detach()
+        teacher = here + (teacher - here).clamp(-quantity.advantage_clip, quantity.advantage_clip)
+    student_k, teacher_k, captured, _ = restrict(quantity.support, student_logp_NV=student, teacher_logp_NV=teacher)
+    value = divergence(quantity.kind, student=student_k, teacher=teacher_k, clip=quantity.clip)
+    return torch.where(state.valid_n, value, torch.zeros_like(value)), captured.detach()
