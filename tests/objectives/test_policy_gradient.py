@@ -82,11 +82,11 @@ def test_nothing_but_the_ratio_gets_gradient() -> None:
 
 def test_bad_bounds_are_named() -> None:
     x = torch.zeros(1)
-    with pytest.raises(UserError, match="clip_low needs a number of 0 or more .* got -0.1"):
+    with pytest.raises(UserError, match=r"clip_low needs a number of 0 or more .* got -0.1"):
         policy_gradient(x, x, x, clip_low=-0.1, clip_high=0.2)
-    with pytest.raises(UserError, match="clip_high needs a number of 0 or more .* got nan"):
+    with pytest.raises(UserError, match=r"clip_high needs a number of 0 or more .* got nan"):
         policy_gradient(x, x, x, clip_low=0.1, clip_high=math.nan)
-    with pytest.raises(UserError, match="dual_clip needs a number above 1 .* got 1"):
+    with pytest.raises(UserError, match=r"dual_clip needs a number above 1 .* got 1"):
         policy_gradient(x, x, x, clip_low=0.1, clip_high=0.2, dual_clip=1.0)
 
 

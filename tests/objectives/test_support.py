@@ -151,6 +151,14 @@ def test_a_tail_without_any_mass() -> None:
         torch.testing.assert_close(narrow, wide, rtol=1e-12, atol=1e-15)
 
 
+def test_a_student_without_the_teachers_tail_has_an_infinite_forward_kl_and_finite_gradients() -> None:
+    student = torch.tensor([[0.3, -0.2, -math.inf, -math.inf]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[0.1, 0.4, 0.0, -1.0]], dtype=torch.float64).log_softmax(-1)
+    value = restricted(FORWARD, top_k(2), student.log_softmax(-1), teacher)
+    assert value.item() == math.inf
+    assert torch.isfinite(torch.autograd.grad(value.sum(), student)[0]).all()
+
+
 def test_tail_from_the_top_alone_agrees_where_it_can() -> None:
     student, teacher = (x.log_softmax(-1) for x in random_logits(4))
     student_NK, _, _, _ = restrict(top_k(4), student_logp_NV=student, teacher_logp_NV=teacher)
