@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from redistill.config import RunConfig, run_config, split_settings
+from redistill.config import RunConfig, split_settings
 from redistill.core.loop import Report, Run
 from redistill.core.method import Method, Stage, registered
 from redistill.core.options import build as build_options
@@ -27,21 +28,28 @@ def method_class(slug: str) -> type[Method]:
     return known[slug]
 
 
+def settings_class(cls: type[Method]) -> type[RunConfig]:
+    """The settings of the domain that a method belongs to."""
+    found: type[RunConfig] = import_module(f"redistill.{cls.domain}.settings").Settings
+    return found
+
+
 def settings(slug: str, given: Mapping[str, Any]) -> tuple[Method, RunConfig]:
-    """Read and check the settings of a run: (method with its options, run settings)."""
+    """Read and check the settings of a run: (method with its options, run settings over the paper's own)."""
     cls = method_class(slug)
-    run, options = split_settings(given, cls)
-    method, config = build_options(cls, options), run_config(cls, run)
+    run, options = split_settings(given, cls, settings_class(cls))
+    method, config = build_options(cls, options), build_options(settings_class(cls), {**cls.run_defaults, **run})
     method.check(config)
     return method, config
 
 
 def stages_of(method: Method, config: RunConfig) -> list[Stage]:
-    """The method's stages, after a warm start where one is asked for."""
+    """The method's stages, after a warm start where the domain has one and it is asked for."""
     stages = list(method.stages())
-    if config.warm_start_steps:
+    steps = getattr(config, "warm_start_steps", 0)
+    if steps:
         warm = build_options(method_class("sft"), {"in_context_share": 0.5})
-        stages.insert(0, Stage("warm-start", warm, config.warm_start_steps, config.warm_start_learning_rate))
+        stages.insert(0, Stage("warm-start", warm, steps, getattr(config, "warm_start_learning_rate", None)))
     return stages
 
 
@@ -49,18 +57,12 @@ def prepare(
     slug: str, given: Mapping[str, Any], *, out: Path | None = None, resume: bool = False, report: Report, command: str = ""
 ) -> Run:
     """Everything of a run but its running: settings read, task and model loaded, teachers copied, folder locked."""
-    from redistill.tasks.loading import load_task
-    from redistill.text.domain import TextDomain
-    from redistill.text.models import load_model
-
     method, config = settings(slug, given)
-    task = load_task(config.task)
+    torch.manual_seed(config.seed)
+    task, domain = import_module(f"redistill.{method.domain}.assemble").assemble(config)
     folder = RunFolder(out or default_path(slug, config.task, config.seed))
     record = {"method": slug, "options": plain_values(method), "run": plain_values(config), "command": command}
     _check_folder(folder, record, resume)
-    torch.manual_seed(config.seed)
-    lm = load_model(config.model, dtype=config.dtype, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha)
-    domain = TextDomain(lm, task, config)
     stages = stages_of(method, config)
     domain.bank.need([weights for stage in stages for weights in stage.method.teachers()])
     folder.write("config.json", record)

@@ -73,11 +73,11 @@ def parser() -> Parser:
 
 
 def _settings_help() -> str:
-    from redistill.config import RunConfig
     from redistill.core.options import options_of
+    from redistill.text.settings import Settings
 
-    lines = ["settings of a run (--set key=value), with their defaults; `redistill show SLUG` has the method's own:"]
-    for spec in options_of(RunConfig).values():
+    lines = ["settings of a language run (--set key=value), with their defaults; `redistill show SLUG` has the method's own:"]
+    for spec in options_of(Settings).values():
         bounds = f" [{spec.range}]" if spec.range else ""
         lines.append(f"  {spec.name} = {spec.default}{bounds}: {spec.meaning}")
     return "\n".join(lines).replace("%", "%%")

@@ -8,29 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redistill.core.options import build, option, options_of
+from redistill.core.options import option, options_of
 from redistill.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything about a run that is not the method's own. A method may declare its paper's values as `run_defaults`."""
+    """What every run has, whatever its domain. A domain adds its own settings by inheritance (text/settings.py); a method
+    may declare its paper's values as `run_defaults`."""
 
-    task: str = option("sums", "task name with options, name:key=value,..., or a .jsonl/.parquet file")
-    model: str = option("pocket", "model name (pocket, smollm2-135m, gemma3-270m), local folder or hub id")
+    task: str = option("sums", "task name with options, name:key=value,...")
+    model: str = option("pocket", "model name of the domain, or a local folder")
     seed: int = option(0, "seed of prompts and samples", low=0)
     steps: int = option(100, "updates of the main stage", low=1)
-    warm_start_steps: int = option(0, "supervised updates on plain and in-context prompts before the method starts", low=0)
-    warm_start_learning_rate: float = option(1e-5, "learning rate of the warm start", above=0)
 
     prompts_per_step: int = option(8, "prompts in a step", low=1)
     group_size: int = option(8, "episodes sampled for each prompt", low=1)
-    max_new_tokens: int = option(64, "longest response, in tokens", low=1)
-    temperature: float = option(1.0, "sampling temperature; 0 is greedy", low=0)
-    top_p: float = option(1.0, "nucleus sampling: smallest set with this mass", above=0, high=1)
-    top_k: int = option(0, "sample among the k likeliest tokens; 0 is off", low=0)
-    min_p: float = option(0.0, "drop tokens below this share of the likeliest one's probability", low=0, high=1)
-    max_prompt_tokens: int = option(1024, "a longer prompt (in any view) is left out and counted", low=1)
 
     learning_rate: float = option(1e-5, "AdamW learning rate", above=0)
     warmup_steps: int = option(0, "updates over which the learning rate rises from 0", low=0)
@@ -38,17 +31,9 @@ class RunConfig:
     beta2: float = option(0.999, "AdamW second-moment decay", low=0, high=0.99999)
     grad_clip: float = option(1.0, "global gradient norm bound", above=0)
     minibatches: int = option(1, "updates for each sampled batch (the batch is cut into so many)", low=1)
-    lora_rank: int = option(0, "LoRA rank; 0 trains all weights", low=0)
-    lora_alpha: float | None = option(None, "LoRA alpha; none means twice the rank", above=0)
-    dtype: str = option("float32", "compute dtype (weights stay float32)", choices=("float32", "bfloat16", "auto"))
-    micro_batch_tokens: int = option(2048, "tokens in one forward pass of the update", low=1)
-    sample_batch: int = option(64, "episodes sampled side by side", low=1)
 
     eval_prompts: int = option(100, "held-out prompts of an evaluation", low=1)
     eval_every: int = option(0, "updates between evaluations; 0 evaluates before and after only", low=0)
-    eval_samples: int = option(0, "samples per held-out prompt for avg@k and pass@k beside greedy; 0 is off", low=0)
-    eval_temperature: float = option(1.0, "temperature of those samples", above=0)
-    utility: bool = option(True, "measure teacher utility (accuracy with context minus without) with each evaluation")
     save_every: int = option(25, "updates between checkpoints", low=1)
     keep_last: int = option(2, "checkpoints kept", low=1)
     save_model: bool = option(True, "save the trained model as ordinary transformers files at the end")
@@ -92,9 +77,11 @@ def load_recipe(name: str) -> Recipe:
     return Recipe(method, table, options)
 
 
-def split_settings(pairs: Mapping[str, Any], method: type) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_settings(
+    pairs: Mapping[str, Any], method: type, settings: type[RunConfig]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sort key=value settings into the run's and the method's; a key of neither is an error with the nearest one."""
-    run_keys, method_keys = options_of(RunConfig), options_of(method)
+    run_keys, method_keys = options_of(settings), options_of(method)
     for key in pairs:
         if key not in run_keys and key not in method_keys:
             slug = getattr(method, "slug", method.__name__)
@@ -116,8 +103,3 @@ def parse_pairs(pairs: list[str]) -> dict[str, str]:
             raise UserError(f"--set gives {key.strip()!r} twice")
         found[key.strip()] = value
     return found
-
-
-def run_config(method: type, given: Mapping[str, Any]) -> RunConfig:
-    """The run's settings: the method's paper values, overridden by what is given."""
-    return build(RunConfig, {**getattr(method, "run_defaults", {}), **given})

@@ -48,7 +48,8 @@ class Domain(Protocol):
         ...
 
     def evaluate(self, label: str) -> Mapping[str, Any]:
-        """Evaluate on held-out prompts; `accuracy` and its interval are always there."""
+        """Evaluate on held-out prompts: JSON values, among them `metric`, the name of the main number, and that number;
+        `low` and `high` where it has an interval, `outcomes` (a number per prompt) where it can be paired."""
         ...
 
     def describe(self, groups: Sequence[Group], signals: Sequence[Signal]) -> str:

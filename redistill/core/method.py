@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from redistill.config import RunConfig
 from redistill.core.episode import Group
 from redistill.core.signal import Signal
 from redistill.core.specs import TeacherWeights
@@ -41,7 +40,7 @@ class Context(Protocol):
 class Method:
     """A method is a frozen dataclass of options with `signal`. `collect`, `stages` and `after_update` have defaults.
 
-    Class facts: `slug`, `title`, `paper`, `family`, `axes` (the survey's three), `idea`, `objective` (plain text),
+    Class facts: `slug`, `title`, `paper`, `family`, `domain`, `axes` (the survey's three), `idea`, `objective` (plain text),
     `says_does` (where paper and released code differ), `run_defaults` (the paper's run settings).
     """
 
@@ -49,12 +48,14 @@ class Method:
     title: ClassVar[str]
     paper: ClassVar[str]
     family: ClassVar[str] = "language"
+    domain: ClassVar[str] = "text"
+    """The package that runs it: redistill.<domain> has `settings.Settings` and `assemble.assemble`."""
     axes: ClassVar[Mapping[str, str]] = {}
     objective: ClassVar[str] = ""
     says_does: ClassVar[Sequence[tuple[str, str]]] = ()
     run_defaults: ClassVar[Mapping[str, Any]] = {}
 
-    def check(self, config: RunConfig) -> None:
+    def check(self, config: Any) -> None:
         """Refuse combinations of options and run settings that cannot mean anything (UserError)."""
 
     def teachers(self) -> Sequence[TeacherWeights]:

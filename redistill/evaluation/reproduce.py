@@ -15,7 +15,7 @@ from typing import Any
 from redistill.core.runs import versions
 from redistill.evaluation.intervals import Interval, t_interval
 from redistill.experiments import experiment_of
-from redistill.experiments.base import Arm, Experiment
+from redistill.experiments.base import Experiment
 
 START = "start"
 """The name of the untrained model in a comparison."""
@@ -62,11 +62,9 @@ def _settings(experiment: Experiment, arm: str, seed: int, tuned: Mapping[str, A
 def _one(experiment: Experiment, arm: str, seed: int, folder: Path, tuned: Mapping[str, Any], quick: bool, **extra: Any) -> dict[str, Any]:
     """Run one arm with one seed, or read its result when the folder already holds it."""
     from redistill.build import prepare
-    from redistill.config import split_settings
     from redistill.reporting.terminal import reporter
 
     given = _settings(experiment, arm, seed, tuned, {**extra, **(experiment.quick if quick else {})})
-    split_settings(given, _method(experiment.arms[arm]))
     resume = (folder / "config.json").is_file()
     print(f"--- {arm}, seed {seed}: {folder}", flush=True)
     run = prepare(experiment.arms[arm].method, given, out=folder, resume=resume, report=reporter(quiet=True, silent=True))
@@ -81,12 +79,6 @@ def _one(experiment: Experiment, arm: str, seed: int, folder: Path, tuned: Mappi
     final = result["evaluations"]["after"]
     print(f"    {experiment.metric} {final[experiment.metric]:.3f} in {result['seconds']:.0f} s", flush=True)
     return result
-
-
-def _method(arm: Arm) -> type:
-    from redistill.build import method_class
-
-    return method_class(arm.method)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -148,7 +140,7 @@ def _verdict(
         name: {
             "options": {**experiment.arms[name].options, **tuned.get(experiment.arms[name].tuned_as or name, {})},
             "per_seed": _values(results, name, metric),
-            "length": [result["evaluations"]["after"]["length"] for result in rows],
+            "length": [result["evaluations"]["after"].get("length") for result in rows],
             "cost": {
                 "generations": [result["generations"] for result in rows],
                 "tokens": [result["generated_tokens"] for result in rows], "seconds": [result["seconds"] for result in rows],
@@ -157,7 +149,7 @@ def _verdict(
         for name, rows in results.items()
     }  # fmt: skip
     controls = {name: {**(d := _difference(results, pair, metric)), "reads": _reached(d)} for name, pair in experiment.controls.items()}
-    premise = {key: before[key] for key in ("accuracy", "accuracy_in_context", "accuracy_wrong_context", "utility") if key in before}
+    premise = {key: value for key, value in before.items() if isinstance(value, (int, float))}
     return {
         "slug": experiment.slug, "claim": experiment.claim, "verdict": _reached(difference), "metric": metric, "arms": arms,
         "start": _values(results, START, metric), "difference": difference, "controls": controls, "premise": premise,
@@ -171,7 +163,7 @@ def _write(target: Path, experiment: Experiment, verdict: Mapping[str, Any], res
     (target / "verdict.json").write_text(json.dumps(verdict, indent=1) + "\n")
     curves = {
         arm: [
-            [[e["step"], e[experiment.metric], e["length"]] for e in sorted(result["evaluations"].values(), key=lambda e: e["step"])]
+            [[e["step"], e[experiment.metric], e.get("length")] for e in sorted(result["evaluations"].values(), key=lambda e: e["step"])]
             for result in rows
         ]
         for arm, rows in results.items()

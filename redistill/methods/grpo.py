@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from redistill.config import RunConfig
+from redistill.text.settings import Settings
 from redistill.core.episode import Group, behaviour, flat
 from redistill.core.method import Context, Method, register
 from redistill.core.options import option
@@ -50,7 +50,7 @@ class GRPO(Method):
     kl: float = option(0.0, "coefficient of KL to the initial policy (k3, sampled)", low=0)
     entropy: float = option(0.0, "coefficient of an entropy bonus")
 
-    def check(self, config: RunConfig) -> None:
+    def check(self, config: Settings) -> None:
         """A ratio needs the whole distribution that was sampled from, and a group needs two."""
         refuse_truncated_sampling(self.slug, config)
         if config.group_size < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from redistill.config import RunConfig
+from redistill.text.settings import Settings
 from redistill.core.episode import Group, flat
 from redistill.core.method import Context, Method, register
 from redistill.core.options import option
@@ -49,7 +49,7 @@ class OPD(Method):
     scale_by_temperature: bool = option(False, "multiply the loss by the squared loss temperature (Hinton et al.)")
     normaliser: Normaliser = option(Normaliser("token"), "by what the loss is divided")
 
-    def check(self, config: RunConfig) -> None:
+    def check(self, config: Settings) -> None:
         """A teacher that is the student in the same view teaches nothing."""
         if self.teacher is None:
             raise UserError("opd needs a teacher: --set 'teacher=checkpoint(path or model name)'")

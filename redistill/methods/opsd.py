@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from redistill.config import RunConfig
+from redistill.text.settings import Settings
 from redistill.core.episode import Group, flat
 from redistill.core.method import Context, Method, register
 from redistill.core.options import option
@@ -50,7 +50,7 @@ class OPSD(Method):
     normaliser: Normaliser = option(Normaliser("token"), "by what the loss is divided")
     context: str = option("own", "own solution, another prompt's (control), or none at all", choices=("own", "wrong", "none"))
 
-    def check(self, config: RunConfig) -> None:
+    def check(self, config: Settings) -> None:
         """A sampled divergence has no entries to clip."""
         if self.support.name == "sampled" and self.divergence.name != "reverse_kl":
             raise UserError(f"support=sampled estimates reverse_kl only, not divergence={self.divergence}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from redistill.config import RunConfig
+from redistill.text.settings import Settings
 from redistill.core.episode import Episode, Group, behaviour, flat
 from redistill.core.method import Context, Method, register
 from redistill.core.options import option
@@ -59,7 +59,7 @@ class SDPO(Method):
     test_time: bool = option(False, "work on one held-out question until it is solved")
     question: int = option(0, "which held-out question, with test_time", low=0)
 
-    def check(self, config: RunConfig) -> None:
+    def check(self, config: Settings) -> None:
         """Refuse what has no meaning: clipped or sampled kinds other than reverse_kl, ratios of truncated sampling."""
         if self.divergence.name != "reverse_kl" and (self.support.name == "sampled" or self.advantage_clip is not None):
             raise UserError(f"support=sampled and advantage_clip need divergence=reverse_kl, not {self.divergence}")

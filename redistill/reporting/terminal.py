@@ -83,32 +83,31 @@ class Lines:
 
 
 def evaluation_line(facts: Mapping[str, Any]) -> str:
-    """One line about an evaluation."""
-    line = (
-        f"{facts['label']} (step {facts['step']}): held-out accuracy {facts['accuracy']:.3f} "
-        f"[{facts['low']:.3f}, {facts['high']:.3f}] on {facts['prompts']} prompts, {facts['length']:.1f} tokens an answer"
-    )
-    if "utility" in facts:
-        line += (
-            f"; teacher utility {facts['utility']:+.3f} (solution in view {facts['accuracy_in_context']:.3f}, "
-            f"another prompt's {facts['accuracy_wrong_context']:.3f})"
-        )
-    if "pass_at_k" in facts:
-        line += f"; avg@{facts['k']} {facts['avg_at_k']:.3f}, pass@{facts['k']} {facts['pass_at_k']:.3f}"
-    return line
+    """One line about an evaluation: its main metric with the interval, then every other number."""
+    metric = facts["metric"]
+    interval = f" [{facts['low']:.3f}, {facts['high']:.3f}]" if "low" in facts else ""
+    line = f"{facts['label']} (step {facts['step']}): held-out {metric} {facts[metric]:.3f}{interval}"
+    skipped = {"step", "low", "high", metric}
+    others = [f"{k} {v:.3g}" for k, v in facts.items() if k not in skipped and isinstance(v, (int, float))]
+    return line + (": " + ", ".join(others) if others else "")
 
 
 def outcome(evaluations: Mapping[str, Any]) -> str:
-    """The run in one sentence: accuracy before and after with the paired interval of the difference."""
+    """The run in one sentence: the main metric before and after, with the paired interval of the difference where each
+    evaluation kept its outcomes."""
     from redistill.evaluation.intervals import paired_difference
 
     before, after = evaluations["before"], evaluations["after"]
-    gap = paired_difference(after["outcomes"], before["outcomes"])
-    return (
-        f"held-out accuracy before {before['accuracy']:.3f} [{before['low']:.3f}, {before['high']:.3f}], "
-        f"after {after['accuracy']:.3f} [{after['low']:.3f}, {after['high']:.3f}]: "
-        f"{gap.estimate:+.3f}, 95% interval [{gap.low:+.3f}, {gap.high:+.3f}] (paired over {before['prompts']} prompts)"
-    )
+    metric = after["metric"]
+    words = [
+        f"{name} {facts[metric]:.3f}" + (f" [{facts['low']:.3f}, {facts['high']:.3f}]" if "low" in facts else "")
+        for name, facts in (("before", before), ("after", after))
+    ]
+    sentence = f"held-out {metric} {', '.join(words)}"
+    if "outcomes" in after and len(after["outcomes"]) == len(before["outcomes"]):
+        gap = paired_difference(after["outcomes"], before["outcomes"])
+        sentence += f": {gap.estimate:+.3f}, 95% interval [{gap.low:+.3f}, {gap.high:+.3f}] (paired over {len(after['outcomes'])} prompts)"
+    return sentence
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

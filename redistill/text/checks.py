@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from redistill.config import RunConfig
+from redistill.text.settings import Settings
 from redistill.errors import UserError
 
 
-def refuse_truncated_sampling(slug: str, config: RunConfig) -> None:
+def refuse_truncated_sampling(slug: str, config: Settings) -> None:
     """A ratio under truncated sampling is biased unless both sides are renormalised on the same support (law 8): refused."""
     for key, off in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
         if getattr(config, key) != off:

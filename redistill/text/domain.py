@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redistill.config import RunConfig
+from redistill.text.settings import Settings
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group
 from redistill.core.players import Player
@@ -44,7 +44,7 @@ class Trajectory:
 class TextDomain:
     """Everything the core and the methods may ask of language."""
 
-    def __init__(self, lm: LanguageModel, task: Task, config: RunConfig) -> None:
+    def __init__(self, lm: LanguageModel, task: Task, config: Settings) -> None:
         self.lm, self.task, self.config = lm, task, config
         student = Player(
             "student", lm.module, lm.trainable(), config.learning_rate, config.warmup_steps, config.weight_decay,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from redistill.config import RunConfig
+from redistill.text.settings import Settings
 from redistill.core.task import Prompt, Task, checked_verdict
 from redistill.errors import UserError
 from redistill.evaluation.intervals import pass_at_k, wilson
@@ -14,10 +14,10 @@ from redistill.text.sampling import Sampled, Sampling, sample
 from redistill.text.views import VIEWS, WORDINGS, Evidence
 
 
-def evaluate(lm: LanguageModel, task: Task, config: RunConfig) -> dict[str, Any]:
+def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
     """Accuracy on the task's held-out prompts.
 
-    Returns `accuracy`, `low`, `high` (Wilson, 95%), `outcomes` (a 0/1 per prompt, for paired comparisons), `length`,
+    Returns `metric` (the main one's name), `accuracy`, `low`, `high` (Wilson, 95%), `outcomes` (a 0/1 per prompt, for paired comparisons), `length`,
     `truncated`; with eval_samples k also `avg_at_k` and `pass_at_k`; with `utility`, where prompts have solutions,
     `accuracy_in_context`, `accuracy_wrong_context` (another prompt's solution in view) and `utility`, their gain over plain.
     """
@@ -27,7 +27,7 @@ def evaluate(lm: LanguageModel, task: Task, config: RunConfig) -> dict[str, Any]
     outcomes = [correct(task, prompt, group[0]) for prompt, group in zip(prompts, answers)]
     share = wilson(sum(outcomes), len(outcomes))
     result: dict[str, Any] = {
-        "accuracy": share.estimate, "low": share.low, "high": share.high, "prompts": len(prompts), "outcomes": outcomes,
+        "metric": "accuracy", "accuracy": share.estimate, "low": share.low, "high": share.high, "prompts": len(prompts), "outcomes": outcomes,
         "length": sum(len(group[0].ids) for group in answers) / len(answers),
         "truncated": sum(group[0].finish == "length" for group in answers) / len(answers),
     }  # fmt: skip
@@ -49,7 +49,7 @@ def correct(task: Task, prompt: Prompt, sampled: Sampled) -> int:
     return int(verdict.reward >= task.reward_range[1])
 
 
-def _sampled(lm: LanguageModel, task: Task, config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, float]:
+def _sampled(lm: LanguageModel, task: Task, config: Settings, prompts: Sequence[Prompt]) -> dict[str, float]:
     k = config.eval_samples
     spec = Sampling(temperature=config.eval_temperature, max_new_tokens=config.max_new_tokens)
     groups = answer(lm, task, config, prompts, [Evidence()] * len(prompts), spec, k)
@@ -59,7 +59,7 @@ def _sampled(lm: LanguageModel, task: Task, config: RunConfig, prompts: Sequence
 
 
 def answer(
-    lm: LanguageModel, task: Task, config: RunConfig, prompts: Sequence[Prompt], seen: Sequence[Evidence],
+    lm: LanguageModel, task: Task, config: Settings, prompts: Sequence[Prompt], seen: Sequence[Evidence],
     sampling: Sampling, size: int,
 ) -> list[list[Sampled]]:  # fmt: skip
     """Sample answers to prompts, shown the solution where the evidence has one. Draws are keyed by the prompt's content,

@@ -190,9 +190,10 @@ def save_model(lm: LanguageModel, folder: str | Path) -> Path:
     The folder appears, or is replaced, in one step; UserError if it exists and is something other than a model.
     """
     with replacing(Path(folder)) as temporary, quiet():
-        module = lm.module
+        module: Any = lm.module
         if isinstance(module, peft.PeftModel):
-            module.save_pretrained(temporary / "adapter", safe_serialization=True)
+            module.save_pretrained(temporary / "adapter", save_embedding_layers=False)
+            (temporary / "adapter" / "README.md").unlink()  # a form to fill in
             # Merging a copy: merging in place and undoing it would leave rounding in the weights that go on training.
             module = copy.deepcopy(module).merge_and_unload()
         module.save_pretrained(temporary)

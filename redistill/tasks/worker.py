@@ -1,0 +1,156 @@
+"""One helper process beside the run that makes and scores reasoning-gym items and compares formulas.
+
+Why a process: some generators order their items by Python's string hash, so the process has PYTHONHASHSEED=0 and makes the
+same item on every machine and after every resume; generators print, and set the decimal precision of their thread; sympy
+can take for ever on a hostile formula, and a process can be stopped where a thread cannot. It is not a sandbox: what it is
+given from a model's reply is checked first (see catalog.py).
+
+One JSON line is asked, one is answered. Safe to call from any thread, and after a fork (a fork starts its own).
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any
+
+ANSWER_SECONDS = 5.0
+"""Time limit for judging one answer; a slower one is given up (reward 0, with feedback that says so)."""
+MAKE_SECONDS = 120.0
+"""Time limit for making one item, and for the process to start."""
+
+
+class WorkerTimeout(Exception):
+    """The helper process did not answer in time; it was stopped and the next call starts a new one."""
+
+
+class WorkerError(Exception):
+    """What was asked raised in the helper process; the text is the error's own."""
+
+
+class _Client:
+    """The parent's side: a lazily started process behind a lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self._buffer = b""
+
+    def call(self, operation: str, seconds: float, **arguments: Any) -> Any:
+        """Answer of `operation`, within `seconds`. Raises WorkerTimeout or WorkerError. A process that died is replaced once."""
+        line = json.dumps({"do": operation, "seconds": seconds, **arguments}).encode() + b"\n"
+        if self._owner != os.getpid():
+            self._lock, self._process = threading.Lock(), None
+        with self._lock:
+            for attempt in (0, 1):
+                try:
+                    if self._process is None or self._process.poll() is not None:
+                        self._start()
+                    reply = self._exchange(line, seconds)
+                    break
+                except (OSError, EOFError):
+                    self.stop()
+                    if attempt:
+                        raise WorkerTimeout(f"the helper process died while doing {operation}") from None
+        if "error" in reply:
+            raise WorkerError(reply["error"])
+        return reply["ok"]
+
+    def _start(self) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "redistill.tasks.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+        )  # fmt: skip
+        self._owner, self._buffer = os.getpid(), b""
+        self._read(MAKE_SECONDS)
+
+    def _exchange(self, line: bytes, seconds: float) -> Any:
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
+        return self._read(seconds)
+
+    def _read(self, seconds: float) -> Any:
+        assert self._process is not None and self._process.stdout is not None
+        deadline = time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                left = deadline - time.monotonic()
+                if left <= 0 or not selector.select(left):
+                    self.stop()
+                    raise WorkerTimeout(f"no answer within {seconds:g} seconds")
+                chunk = os.read(self._process.stdout.fileno(), 65536)
+                if not chunk:
+                    raise EOFError
+                self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return json.loads(line)
+
+    def stop(self) -> None:
+        """End the process if this one started it."""
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:  # an unsent line cannot be flushed to a process that is gone
+                    continue
+
+
+_CLIENT = _Client()
+atexit.register(_CLIENT.stop)
+
+
+def call(operation: str, seconds: float, **arguments: Any) -> Any:
+    """Ask the helper process; see `_Client.call`. Arguments and answer are JSON values."""
+    return _CLIENT.call(operation, seconds, **arguments)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    from redistill.tasks import catalog
+
+    operation, seconds = request.pop("do"), request.pop("seconds")
+    try:
+        signal.alarm(int(seconds) + 2)  # its default action ends a process whose parent is gone and that still computes
+        return {"ok": catalog.OPERATIONS[operation](**request)}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}" if str(error) else type(error).__name__}
+    finally:
+        signal.alarm(0)
+
+
+def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    answers.write(b'"ready"\n')
+    answers.flush()
+    for line in requests:
+        answers.write(json.dumps(_answer(json.loads(line))).encode() + b"\n")
+        answers.flush()
+
+
+def main() -> None:
+    """The helper process: answers go to the first standard output, what generators print goes nowhere."""
+    answers = os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    _serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()

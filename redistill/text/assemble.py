@@ -1,0 +1,17 @@
+"""Language put together from settings: the task and the domain of a run."""
+
+from __future__ import annotations
+
+from redistill.core.domain import Domain
+from redistill.core.task import Task
+from redistill.tasks.loading import load_task
+from redistill.text.domain import TextDomain
+from redistill.text.models import load_model
+from redistill.text.settings import Settings
+
+
+def assemble(config: Settings) -> tuple[Task, Domain]:
+    """Load the task and the model of a run."""
+    task = load_task(config.task)
+    lm = load_model(config.model, dtype=config.dtype, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha)
+    return task, TextDomain(lm, task, config)
