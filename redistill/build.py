@@ -54,7 +54,13 @@ def stages_of(method: Method, config: RunConfig) -> list[Stage]:
 
 
 def prepare(
-    slug: str, given: Mapping[str, Any], *, out: Path | None = None, resume: bool = False, report: Report, command: str = ""
+    slug: str,
+    given: Mapping[str, Any],
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    report: Report,
+    command: str = "",
 ) -> Run:
     """Everything of a run but its running: settings read, task and model loaded, teachers copied, folder locked."""
     method, config = settings(slug, given)
@@ -76,7 +82,9 @@ def _check_folder(folder: RunFolder, record: Mapping[str, Any], resume: bool) ->
     if earlier is None:
         return
     if not resume:
-        raise UserError(f"run folder {folder.path} already holds a run: add --resume to continue it, or choose another --out")
+        raise UserError(
+            f"run folder {folder.path} already holds a run: add --resume to continue it, or choose another --out"
+        )
     for part in ("options", "run"):
         for key, value in record[part].items():
             if earlier[part].get(key) != value and key != "steps":

@@ -41,7 +41,8 @@ def describe(slug: str) -> dict[str, Any]:
     """Everything `redistill show` prints."""
     cls = method_class(slug)
     options = [
-        {"name": o.name, "default": str(o.default), "range": o.range, "meaning": o.meaning} for o in options_of(cls).values()
+        {"name": o.name, "default": str(o.default), "range": o.range, "meaning": o.meaning}
+        for o in options_of(cls).values()
     ]
     row = next(row for row in rows() if row["slug"] == slug)
     return {

@@ -38,15 +38,22 @@ def parser() -> Parser:
     one.add_argument("slug", help="a method of `redistill list`")
     one.add_argument("--json", action="store_true", help="print JSON only")
 
-    one = verbs.add_parser("run", help="train", epilog=_settings_help(), formatter_class=argparse.RawDescriptionHelpFormatter)
+    one = verbs.add_parser(
+        "run", help="train", epilog=_settings_help(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     one.add_argument("slug", nargs="?", help="a method; may be left out with --recipe")
     one.add_argument("--recipe", help="a shipped recipe by name, or a .toml file")
-    for key, meaning in (("task", "task, e.g. chain_sum:min_terms=2,max_terms=4"), ("model", "model name, folder or hub id")):
+    for key, meaning in (
+        ("task", "task, e.g. chain_sum:min_terms=2,max_terms=4"),
+        ("model", "model name, folder or hub id"),
+    ):
         one.add_argument(f"--{key}", help=meaning)
     one.add_argument("--seed", help="seed of prompts and samples")
     one.add_argument("--steps", help="updates")
     one.add_argument("--out", type=Path, help="run folder (default: runs/<method>-<task>-s<seed>-<time>)")
-    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of the run or the method")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of the run or the method"
+    )
     one.add_argument("--resume", action="store_true", help="continue the run in --out from its newest good checkpoint")
     one.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
     one.add_argument("--json", action="store_true", help="print the result as JSON only")
@@ -63,7 +70,9 @@ def parser() -> Parser:
     one.add_argument("--task", help="task (default: the run's own)")
     one.add_argument("-k", type=int, default=0, help="also sample k answers a prompt: avg@k and pass@k")
     one.add_argument("--prompts", type=int, default=None, help="held-out prompts (default 100)")
-    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="run settings, e.g. max_new_tokens=32")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="run settings, e.g. max_new_tokens=32"
+    )
     one.add_argument("--json", action="store_true", help="print JSON only")
 
     for verb, what in LATER.items():
@@ -76,7 +85,9 @@ def _settings_help() -> str:
     from redistill.core.options import options_of
     from redistill.text.settings import Settings
 
-    lines = ["settings of a language run (--set key=value), with their defaults; `redistill show SLUG` has the method's own:"]
+    lines = [
+        "settings of a language run (--set key=value), with their defaults; `redistill show SLUG` has the method's own:"
+    ]
     for spec in options_of(Settings).values():
         bounds = f" [{spec.range}]" if spec.range else ""
         lines.append(f"  {spec.name} = {spec.default}{bounds}: {spec.meaning}")
@@ -95,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser().print_help()
             return 0
         if arguments.verb in LATER:
-            raise UserError(f"`redistill {arguments.verb}` ({LATER[arguments.verb]}) is not built yet; run, reproduce, eval, list and show are")
+            raise UserError(
+                f"`redistill {arguments.verb}` ({LATER[arguments.verb]}) is not built yet; run, reproduce, eval, list and show are"
+            )
         return int(_VERBS[arguments.verb](arguments) or 0)
     except UserError as error:
         print(f"redistill: {error}", file=sys.stderr)
@@ -144,7 +157,11 @@ def _run(arguments: argparse.Namespace) -> int:
         given = {**recipe.run, **recipe.options}
     if slug is None:
         raise UserError("name a method (`redistill list`) or a --recipe")
-    given |= {key: getattr(arguments, key) for key in ("task", "model", "seed", "steps") if getattr(arguments, key) is not None}
+    given |= {
+        key: getattr(arguments, key)
+        for key in ("task", "model", "seed", "steps")
+        if getattr(arguments, key) is not None
+    }
     pairs = parse_pairs(arguments.set)
     for key in set(pairs) & {key for key in ("task", "model", "seed", "steps") if getattr(arguments, key) is not None}:
         raise UserError(f"{key} is given twice: by --{key} and by --set")
@@ -179,7 +196,9 @@ def _eval(arguments: argparse.Namespace) -> int:
     from redistill.evaluation.saved import evaluate_saved
     from redistill.reporting.terminal import print_evaluation
 
-    result = evaluate_saved(arguments.target, arguments.task, arguments.k, arguments.prompts, parse_pairs(arguments.set))
+    result = evaluate_saved(
+        arguments.target, arguments.task, arguments.k, arguments.prompts, parse_pairs(arguments.set)
+    )
     if arguments.json:
         print(json.dumps(result))
     else:

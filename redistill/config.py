@@ -69,7 +69,7 @@ def load_recipe(name: str) -> Recipe:
         raise UserError(f"recipe {path} is not valid TOML: {error}") from None
     method = table.pop("method", None)
     if not isinstance(method, str):
-        raise UserError(f"recipe {path} does not name its method (method = \"...\")")
+        raise UserError(f'recipe {path} does not name its method (method = "...")')
     options = table.pop("options", {})
     table.pop("about", None)
     if not isinstance(options, dict):

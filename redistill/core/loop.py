@@ -170,7 +170,10 @@ class Run:
         self.report("step", {**record, **clock.seconds, "of": self._total()})
         for name, player in self.domain.players.items():
             if self.metrics.get("skipped"):
-                self.report("warning", {"text": f"step {self.cursor.step}: a non-finite loss or gradient; {name} was not updated"})
+                self.report(
+                    "warning",
+                    {"text": f"step {self.cursor.step}: a non-finite loss or gradient; {name} was not updated"},
+                )
             if player.bad_in_a_row >= self.config.max_bad_updates:
                 raise UserError(
                     f"{player.bad_in_a_row} updates in a row were not finite at step {self.cursor.step}; the run stops and its "
@@ -194,7 +197,10 @@ class Run:
         if folder is None:
             self.log_file.restore(Piece(facts={"bytes": 0}))
             self.samples.restore(Piece(facts={"bytes": 0}))
-            self.report("warning", {"text": f"no usable checkpoint in {self.folder.checkpoints}: the run starts from the beginning"})
+            self.report(
+                "warning",
+                {"text": f"no usable checkpoint in {self.folder.checkpoints}: the run starts from the beginning"},
+            )
             return
         self.state.load(folder)
         self.report("resumed", {"path": str(folder), "step": self.cursor.step})

@@ -116,4 +116,3 @@ def register(cls: M) -> M:
 def registered() -> dict[str, type[Method]]:
     """All methods that have been imported, by slug."""
     return dict(sorted(_METHODS.items()))
-

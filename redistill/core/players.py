@@ -35,7 +35,10 @@ class Player:
         """Start the optimiser anew (at the start and between stages)."""
         self.updates = 0
         self.optimiser = torch.optim.AdamW(
-            list(self.parameters.values()), lr=self.learning_rate, betas=(0.9, self.beta2), weight_decay=self.weight_decay
+            list(self.parameters.values()),
+            lr=self.learning_rate,
+            betas=(0.9, self.beta2),
+            weight_decay=self.weight_decay,
         )
 
     def step(self) -> tuple[float, bool]:

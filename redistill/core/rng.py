@@ -6,7 +6,7 @@ hidden state, so there is nothing to save, restore or seed.
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,11 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _as_words(part: Any) -> NDArray[np.uint64]:
     if isinstance(part, str):
-        return np.asarray(zlib.crc32(part.encode()), dtype=np.uint64)
-    return np.asarray(part).astype(np.int64).astype(np.uint64)
+        return np.asarray(int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest()), dtype=np.uint64)
+    words = np.asarray(part)
+    if words.dtype.kind not in "iub":
+        raise TypeError(f"a key is made of whole numbers and strings, not {words.dtype}")
+    return words.astype(np.int64).astype(np.uint64)
 
 
 def bits(*key: Any) -> NDArray[np.uint64]:

@@ -28,7 +28,9 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("w")
         except OSError as error:
-            raise UserError(f"run folder {path} cannot be written ({error.strerror or error}); choose another --out") from None
+            raise UserError(
+                f"run folder {path} cannot be written ({error.strerror or error}); choose another --out"
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -72,7 +74,9 @@ class Log:
             self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             self.file.flush()
         except OSError as error:
-            raise UserError(f"{self.path} could not be written ({error.strerror or error}); the run stops here") from None
+            raise UserError(
+                f"{self.path} could not be written ({error.strerror or error}); the run stops here"
+            ) from None
 
     def state(self) -> Piece:
         """The file's length in bytes."""

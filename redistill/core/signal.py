@@ -130,9 +130,13 @@ class Signal:
             for item in fields(term):
                 value = getattr(term, item.name)
                 if isinstance(value, Tensor) and item.name.endswith("_N") and value.shape != (steps,):
-                    raise ValueError(f"term {term.name}: {item.name} has shape {tuple(value.shape)}, rows have {steps} steps")
+                    raise ValueError(
+                        f"term {term.name}: {item.name} has shape {tuple(value.shape)}, rows have {steps} steps"
+                    )
                 if isinstance(value, Teacher) and len(value.contexts) != len(self.rows):
-                    raise ValueError(f"term {term.name}: {len(value.contexts)} teacher contexts for {len(self.rows)} rows")
+                    raise ValueError(
+                        f"term {term.name}: {len(value.contexts)} teacher contexts for {len(self.rows)} rows"
+                    )
 
     @property
     def lengths(self) -> list[int]:

@@ -5,6 +5,7 @@ Each spec has one way to be written, is validated when it is made, and prints as
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -34,6 +35,11 @@ def _number(text: str, what: str) -> float:
         return float(text)
     except ValueError:
         raise UserError(f"{what} needs a number, got {text!r}") from None
+
+
+def _plain(number: float) -> str:
+    """The shortest text that reads back as the same number (1, not 1.0)."""
+    return repr(int(number)) if number == int(number) else repr(number)
 
 
 DIVERGENCES = {
@@ -73,7 +79,7 @@ class DivergenceKind:
         return cls(name, _number(args[0], f"divergence {name}") if args else None)
 
     def __str__(self) -> str:
-        return self.name if self.beta is None else f"{self.name}({self.beta:g})"
+        return self.name if self.beta is None else f"{self.name}({self.beta!r})"
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,10 @@ class Support:
         tail = keywords.get("tail", "true").lower()
         if tail not in ("true", "false"):
             raise UserError(f"support top_k tail={tail!r} is not true or false")
+        if args and "k" in keywords:
+            raise UserError(f"support {text!r} gives k twice")
         k = _number(k_text, "support top_k")
-        if k != int(k):
+        if not math.isfinite(k) or k != int(k):
             raise UserError(f"support top_k needs a whole number, got {k_text}")
         return cls(name, int(k), keywords.get("of", "student"), tail == "true")
 
@@ -137,7 +145,7 @@ class TeacherWeights:
             raise UserError(f"teacher {self.name!r} is unknown{nearest(self.name, TEACHERS)}")
         if self.name in ("ema", "trust_region") and not 0.0 <= self.rate <= 1.0:
             raise UserError(f"teacher {self.name} needs a rate between 0 and 1, got {self.rate:g}")
-        if self.name == "sync" and (self.rate < 1 or self.rate != int(self.rate)):
+        if self.name == "sync" and not (math.isfinite(self.rate) and self.rate >= 1 and self.rate == int(self.rate)):
             raise UserError(f"teacher sync needs a whole number of updates, 1 or more, got {self.rate:g}")
         if self.name == "checkpoint" and not self.path:
             raise UserError("teacher checkpoint needs a path or model name: checkpoint(path)")
@@ -153,7 +161,7 @@ class TeacherWeights:
         return cls(name, _number(args[0], f"teacher {name}") if args else 0.0)
 
     def __str__(self) -> str:
-        argument = self.path if self.name == "checkpoint" else f"{self.rate:g}"
+        argument = self.path if self.name == "checkpoint" else _plain(self.rate)
         return f"{self.name}({argument})" if TEACHERS[self.name] else self.name
 
 
@@ -169,8 +177,10 @@ class Normaliser:
 
     def __post_init__(self) -> None:
         if self.name not in ("token", "sequence", "constant"):
-            raise UserError(f"normaliser {self.name!r} is unknown{nearest(self.name, ['token', 'sequence', 'constant'])}")
-        if self.name == "constant" and not self.n > 0:
+            raise UserError(
+                f"normaliser {self.name!r} is unknown{nearest(self.name, ['token', 'sequence', 'constant'])}"
+            )
+        if self.name == "constant" and not 0 < self.n < math.inf:
             raise UserError(f"normaliser constant needs a number above 0, got {self.n:g}")
         if self.rows not in ("active", "all"):
             raise UserError(f"normaliser rows={self.rows!r} is unknown{nearest(self.rows, ['active', 'all'])}")
@@ -180,10 +190,12 @@ class Normaliser:
         """Read "token", "sequence(rows=all)" or "constant(1024)"."""
         name, args, keywords = parse_call(text, "normaliser")
         if set(keywords) - {"rows"} or len(args) > (name == "constant"):
-            raise UserError(f"normaliser {text!r} is not token, sequence or constant(n), each with an optional rows=all")
+            raise UserError(
+                f"normaliser {text!r} is not token, sequence or constant(n), each with an optional rows=all"
+            )
         return cls(name, _number(args[0], "normaliser constant") if args else 0.0, keywords.get("rows", "active"))
 
     def __str__(self) -> str:
-        inner = [f"{self.n:g}"] if self.name == "constant" else []
+        inner = [_plain(self.n)] if self.name == "constant" else []
         inner += ["rows=all"] if self.rows == "all" else []
         return self.name + (f"({', '.join(inner)})" if inner else "")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from redistill.core.domain import Domain
 from redistill.core.ranks import total
-from redistill.core.signal import Losses, Quantity, Signal
+from redistill.core.signal import Losses, Signal
 from redistill.objectives.reduce import step_weights
 
 
@@ -111,4 +111,3 @@ def sum_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> None:
     for parameter in parameters.values():
         if parameter.grad is not None:
             total(parameter.grad)
-

@@ -35,7 +35,10 @@ def reproduce(
     target.mkdir(parents=True, exist_ok=True)
     tuned, search = _tune(experiment, work, quick)
     results = {
-        arm: [_one(experiment, arm, seed, work / f"{_file(arm)}-s{seed}", tuned.get(spec.tuned_as or arm, {}), quick) for seed in seeds]
+        arm: [
+            _one(experiment, arm, seed, work / f"{_file(arm)}-s{seed}", tuned.get(spec.tuned_as or arm, {}), quick)
+            for seed in seeds
+        ]
         for arm, spec in experiment.arms.items()
     }
     verdict = _verdict(experiment, results, seeds, search, tuned)
@@ -55,11 +58,15 @@ def _file(arm: str) -> str:
     return arm.replace(" ", "_").replace("+", "and")
 
 
-def _settings(experiment: Experiment, arm: str, seed: int, tuned: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(
+    experiment: Experiment, arm: str, seed: int, tuned: Mapping[str, Any], extra: Mapping[str, Any]
+) -> dict[str, Any]:
     return {**experiment.base, **experiment.arms[arm].options, **tuned, **extra, "seed": seed}
 
 
-def _one(experiment: Experiment, arm: str, seed: int, folder: Path, tuned: Mapping[str, Any], quick: bool, **extra: Any) -> dict[str, Any]:
+def _one(
+    experiment: Experiment, arm: str, seed: int, folder: Path, tuned: Mapping[str, Any], quick: bool, **extra: Any
+) -> dict[str, Any]:
     """Run one arm with one seed, or read its result when the folder already holds it."""
     from redistill.build import prepare
     from redistill.reporting.terminal import reporter
@@ -67,7 +74,9 @@ def _one(experiment: Experiment, arm: str, seed: int, folder: Path, tuned: Mappi
     given = _settings(experiment, arm, seed, tuned, {**extra, **(experiment.quick if quick else {})})
     resume = (folder / "config.json").is_file()
     print(f"--- {arm}, seed {seed}: {folder}", flush=True)
-    run = prepare(experiment.arms[arm].method, given, out=folder, resume=resume, report=reporter(quiet=True, silent=True))
+    run = prepare(
+        experiment.arms[arm].method, given, out=folder, resume=resume, report=reporter(quiet=True, silent=True)
+    )
     try:
         finished = run.folder.read("result.json")
         result: dict[str, Any] = finished if finished else run.go(resume)
@@ -116,7 +125,13 @@ def _values(results: Mapping[str, list[dict[str, Any]]], arm: str, metric: str) 
 def _difference(results: Mapping[str, list[dict[str, Any]]], pair: tuple[str, str], metric: str) -> dict[str, Any]:
     one, other = (_values(results, arm, metric) for arm in pair)
     gap: Interval = t_interval([a - b for a, b in zip(one, other)])
-    return {"of": f"{pair[0]} - {pair[1]}", "estimate": gap.estimate, "low": gap.low, "high": gap.high, "level": gap.level}
+    return {
+        "of": f"{pair[0]} - {pair[1]}",
+        "estimate": gap.estimate,
+        "low": gap.low,
+        "high": gap.high,
+        "level": gap.level,
+    }
 
 
 def _reached(difference: Mapping[str, Any]) -> str:
@@ -148,7 +163,10 @@ def _verdict(
         }
         for name, rows in results.items()
     }  # fmt: skip
-    controls = {name: {**(d := _difference(results, pair, metric)), "reads": _reached(d)} for name, pair in experiment.controls.items()}
+    controls = {
+        name: {**(d := _difference(results, pair, metric)), "reads": _reached(d)}
+        for name, pair in experiment.controls.items()
+    }
     premise = {key: value for key, value in before.items() if isinstance(value, (int, float))}
     return {
         "slug": experiment.slug, "claim": experiment.claim, "verdict": _reached(difference), "metric": metric, "arms": arms,
@@ -157,15 +175,22 @@ def _verdict(
     }  # fmt: skip
 
 
-def _write(target: Path, experiment: Experiment, verdict: Mapping[str, Any], results: Mapping[str, list[dict[str, Any]]]) -> None:
+def _write(
+    target: Path, experiment: Experiment, verdict: Mapping[str, Any], results: Mapping[str, list[dict[str, Any]]]
+) -> None:
     import json
 
     (target / "verdict.json").write_text(json.dumps(verdict, indent=1) + "\n")
     curves = {
         arm: [
-            [[e["step"], e[experiment.metric], e.get("length")] for e in sorted(result["evaluations"].values(), key=lambda e: e["step"])]
+            [
+                [e["step"], e[experiment.metric], e.get("length")]
+                for e in sorted(result["evaluations"].values(), key=lambda e: e["step"])
+            ]
             for result in rows
         ]
         for arm, rows in results.items()
     }
-    (target / "curves.json").write_text(json.dumps({"columns": ["step", experiment.metric, "length"], "arms": curves}) + "\n")
+    (target / "curves.json").write_text(
+        json.dumps({"columns": ["step", experiment.metric, "length"], "arms": curves}) + "\n"
+    )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from redistill.text.settings import Settings
 from redistill.core.episode import Group, behaviour, flat
 from redistill.core.method import Context, Method, register
 from redistill.core.options import option
@@ -17,6 +16,7 @@ from redistill.errors import UserError
 from redistill.objectives.advantages import group_advantages, zero_variance
 from redistill.objectives.terms import Divergence, Entropy, PolicyGradient
 from redistill.text.checks import refuse_truncated_sampling
+from redistill.text.settings import Settings
 from redistill.text.views import Evidence
 
 
@@ -35,15 +35,22 @@ class GRPO(Method):
     axes = {"signal": "outcome", "access": "teacher-free", "granularity": "sequence"}
     objective = "J = mean_i mean_t min(r A_i, clip(r, 1-e_low, 1+e_high) A_i) - beta KL(p || p_ref),  A_i = (R_i - mean R) / std R"
     says_does = (
-        ("mean over each answer, then over answers", "many trainers take a token mean of a micro-batch; here counts are global"),
+        (
+            "mean over each answer, then over answers",
+            "many trainers take a token mean of a micro-batch; here counts are global",
+        ),
     )
 
     std: str = option("sample", "what centred rewards are divided by", choices=("none", "population", "sample"))
     std_epsilon: float = option(1e-6, "added to the standard deviation", low=0)
     clip_low: float = option(0.2, "lower bound of the ratio is 1 - this", low=0)
     clip_high: float = option(0.2, "upper bound of the ratio is 1 + this (DAPO: 0.28)", low=0)
-    dual_clip: float | None = option(None, "bound c of the loss for negative advantages (above 1); none is off", above=1)
-    ratio: str = option("token", "importance ratio of a token or of the whole answer (GSPO)", choices=("token", "sequence"))
+    dual_clip: float | None = option(
+        None, "bound c of the loss for negative advantages (above 1); none is off", above=1
+    )
+    ratio: str = option(
+        "token", "importance ratio of a token or of the whole answer (GSPO)", choices=("token", "sequence")
+    )
     normaliser: Normaliser = option(Normaliser("sequence"), "by what the loss is divided")
     drop_dead_groups: bool = option(False, "leave groups with equal rewards out of the counts (DAPO)")
     drop_truncated: bool = option(False, "leave answers that hit max_new_tokens out of the loss")
@@ -90,4 +97,3 @@ class GRPO(Method):
         if self.entropy:
             terms.append(Entropy(coefficient=self.entropy, normaliser=self.normaliser))
         return Signal(rows, terms)
-

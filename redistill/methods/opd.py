@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from redistill.text.settings import Settings
 from redistill.core.episode import Group, flat
 from redistill.core.method import Context, Method, register
 from redistill.core.options import option
@@ -13,6 +12,7 @@ from redistill.core.signal import Signal
 from redistill.core.specs import DivergenceKind, Normaliser, Support, TeacherWeights
 from redistill.errors import UserError
 from redistill.objectives.terms import Divergence
+from redistill.text.settings import Settings
 from redistill.text.views import Evidence
 
 
@@ -32,8 +32,14 @@ class OPD(Method):
     axes = {"signal": "logit", "access": "white-box", "granularity": "token"}
     objective = "L = E_{y ~ pi_mix} (1/N) sum_t D_f(p_T(. | x, y_<t), p(. | x, y_<t))"
     says_does = (
-        ("DistiLLM: skew pair KL(P || aP+(1-a)Q), KL(Q || (1-a)P+aQ)", "the survey's first version printed another pair; the pair is used"),
-        ("generalised JSD(b) is continuous in b", "it vanishes at its ends, where trainers switch to a KL: jsd(0) and jsd(1) are refused here"),
+        (
+            "DistiLLM: skew pair KL(P || aP+(1-a)Q), KL(Q || (1-a)P+aQ)",
+            "the survey's first version printed another pair; the pair is used",
+        ),
+        (
+            "generalised JSD(b) is continuous in b",
+            "it vanishes at its ends, where trainers switch to a KL: jsd(0) and jsd(1) are refused here",
+        ),
     )
     run_defaults = {"group_size": 1, "prompts_per_step": 32}
 
@@ -58,7 +64,9 @@ class OPD(Method):
         if self.support.name == "sampled" and self.divergence.name != "reverse_kl":
             raise UserError(f"support=sampled estimates reverse_kl only, not divergence={self.divergence}")
         if self.support.name == "sampled" and self.temperature_of_loss != 1.0:
-            raise UserError("support=sampled reads log-probs at the sampling temperature: leave temperature_of_loss at 1")
+            raise UserError(
+                "support=sampled reads log-probs at the sampling temperature: leave temperature_of_loss at 1"
+            )
 
     def teachers(self) -> Sequence[TeacherWeights]:
         """The one teacher."""
@@ -74,7 +82,9 @@ class OPD(Method):
             if mine:
                 continue
             if prompt.solution is None:
-                raise UserError(f"on_policy={self.on_policy:g} needs reference solutions, and task {ctx.task.name!r} has none")
+                raise UserError(
+                    f"on_policy={self.on_policy:g} needs reference solutions, and task {ctx.task.name!r} has none"
+                )
             episode = ctx.domain.written(prompt, prompt.solution)
             groups += [Group(prompt, [episode])] if episode is not None else []
         ctx.log("on_policy", len(sampled) / len(prompts))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from redistill.text.settings import Settings
 from redistill.core.episode import Group, flat
 from redistill.core.method import Context, Method, register
 from redistill.core.options import option
@@ -13,6 +12,7 @@ from redistill.core.signal import Signal
 from redistill.core.specs import DivergenceKind, Normaliser, Support, TeacherWeights
 from redistill.errors import UserError
 from redistill.objectives.terms import Divergence
+from redistill.text.settings import Settings
 from redistill.text.views import Evidence
 
 
@@ -33,8 +33,14 @@ class OPSD(Method):
     axes = {"signal": "self-play", "access": "self", "granularity": "token"}
     objective = "L = (1/N) sum_n sum_v min(p_T(v) log(p_T(v) / p_S(v)), tau),  p_T = p_0(. | x, y*, y_<n),  p_S = p(. | x, y_<n)"
     says_does = (
-        ("mean over each answer, then over answers", "released code: mean over the tokens of a micro-batch; here normaliser=token, global"),
-        ("v3: forward KL, clip 0.05", "first release: JSD(0.5), no clip, lr 2e-4: divergence=jsd(0.5) clip=none learning_rate=2e-4"),
+        (
+            "mean over each answer, then over answers",
+            "released code: mean over the tokens of a micro-batch; here normaliser=token, global",
+        ),
+        (
+            "v3: forward KL, clip 0.05",
+            "first release: JSD(0.5), no clip, lr 2e-4: divergence=jsd(0.5) clip=none learning_rate=2e-4",
+        ),
         ("EOS is part of the answer", "released code drops EOS where pad = EOS; here masks come from lengths"),
     )
     run_defaults = {
@@ -42,13 +48,17 @@ class OPSD(Method):
         "lora_rank": 64, "lora_alpha": 128.0, "steps": 100,
     }  # fmt: skip
 
-    divergence: DivergenceKind = option(DivergenceKind("forward_kl"), "teacher against student; forward_kl is the paper's")
+    divergence: DivergenceKind = option(
+        DivergenceKind("forward_kl"), "teacher against student; forward_kl is the paper's"
+    )
     clip: float | None = option(0.05, "upper bound of each vocabulary entry's contribution; none is off", above=0)
     support: Support = option(Support("full"), "full | top_k(k, of=teacher, tail=false) | sampled")
     teacher: TeacherWeights = option(TeacherWeights("frozen"), "whose weights read the solution")
     loss_temperature: float | None = option(None, "divides both logits; none means the sampling temperature", above=0)
     normaliser: Normaliser = option(Normaliser("token"), "by what the loss is divided")
-    context: str = option("own", "own solution, another prompt's (control), or none at all", choices=("own", "wrong", "none"))
+    context: str = option(
+        "own", "own solution, another prompt's (control), or none at all", choices=("own", "wrong", "none")
+    )
 
     def check(self, config: Settings) -> None:
         """A sampled divergence has no entries to clip."""

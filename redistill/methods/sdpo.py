@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from redistill.text.settings import Settings
 from redistill.core.episode import Episode, Group, behaviour, flat
 from redistill.core.method import Context, Method, register
 from redistill.core.options import option
@@ -17,6 +16,7 @@ from redistill.errors import UserError
 from redistill.methods.grpo import GRPO
 from redistill.objectives.terms import Divergence
 from redistill.text.checks import refuse_truncated_sampling
+from redistill.text.settings import Settings
 from redistill.text.views import Evidence
 
 
@@ -34,13 +34,21 @@ class SDPO(Method):
     title = "Reinforcement learning via self-distillation"
     paper = "arXiv 2601.20802"
     axes = {"signal": "self-play", "access": "self", "granularity": "token"}
-    objective = "L = (1/N) sum_it s_i w_it D(p(. | x, y_i<t), sg q(. | x, f_i, y_i<t)),  w = min(p/p_old, 2), q = EMA weights"
+    objective = (
+        "L = (1/N) sum_it s_i w_it D(p(. | x, y_i<t), sg q(. | x, f_i, y_i<t)),  w = min(p/p_old, 2), q = EMA weights"
+    )
     says_does = (
         ("1 / sum |y_i| over the batch", "released: token mean inside micro-batches of one, masked rows count as zeros: normaliser=sequence(rows=all)"),
         ("EMA 0.01 for code tasks", "released script sets a key that is not read (`ema_update_rate`)"),
         ("success threshold", "trainer yaml 0.5, dataclass 1.0; here 1.0"),
     )  # fmt: skip
-    run_defaults = {"prompts_per_step": 32, "group_size": 8, "learning_rate": 1e-5, "warmup_steps": 10, "weight_decay": 0.01}
+    run_defaults = {
+        "prompts_per_step": 32,
+        "group_size": 8,
+        "learning_rate": 1e-5,
+        "warmup_steps": 10,
+        "weight_decay": 0.01,
+    }
 
     divergence: DivergenceKind = option(DivergenceKind("jsd", 0.5), "jsd(0.5), or reverse_kl as for code and test time")
     support: Support = option(Support("top_k", 100), "student's top-k with a tail; full; sampled (reverse_kl only)")
@@ -48,13 +56,19 @@ class SDPO(Method):
     threshold: float = option(1.0, "an episode with at least this reward is a solution")
     solution: str = option("sibling", "where a shown solution comes from", choices=("sibling", "reference", "none"))
     own_success: bool = option(False, "a success may be shown its own answer")
-    feedback: str = option("without_solution", "when feedback is shown", choices=("without_solution", "always", "never"))
+    feedback: str = option(
+        "without_solution", "when feedback is shown", choices=("without_solution", "always", "never")
+    )
     attempt: bool = option(False, "show the failed attempt too (the paper: lowers entropy and accuracy)")
     route: str = option("all", "which episodes are distilled", choices=("all", "failures"))
     ratio_cap: float = option(2.0, "upper bound of the importance weight p / p_old", above=0)
-    advantage_clip: float | None = option(None, "bound of |log q - log p| (reverse_kl; 5 at test time); none is off", above=0)
+    advantage_clip: float | None = option(
+        None, "bound of |log q - log p| (reverse_kl; 5 at test time); none is off", above=0
+    )
     normaliser: Normaliser = option(Normaliser("token"), "by what the loss is divided")
-    grpo_weight: float = option(0.0, "lam of lam * L_GRPO + (1 - lam) * L_SDPO (the paper's hybrid: 0.9)", low=0, high=1)
+    grpo_weight: float = option(
+        0.0, "lam of lam * L_GRPO + (1 - lam) * L_SDPO (the paper's hybrid: 0.9)", low=0, high=1
+    )
     wrong_context: bool = option(False, "control: show the evidence of another prompt's group")
     test_time: bool = option(False, "work on one held-out question until it is solved")
     question: int = option(0, "which held-out question, with test_time", low=0)
@@ -81,7 +95,9 @@ class SDPO(Method):
         if self.test_time:
             held_out = ctx.task.held_out(self.question + 1)
             if self.question >= len(held_out):
-                raise UserError(f"question={self.question} is out of range: task {ctx.task.name!r} has {len(held_out)} held-out prompts")
+                raise UserError(
+                    f"question={self.question} is out of range: task {ctx.task.name!r} has {len(held_out)} held-out prompts"
+                )
             prompts = [held_out[self.question]]
         groups: Sequence[Group] = ctx.domain.rollout(prompts)
         return groups
@@ -131,4 +147,3 @@ class SDPO(Method):
             hybrid = GRPO(std="none", clip_high=0.28, normaliser=self.normaliser)
             terms.append(hybrid.policy_gradient(groups, coefficient=self.grpo_weight))
         return Signal(rows, terms)
-

@@ -45,7 +45,9 @@ class SFT(Method):
         shown = ctx.uniform("in_context", range(len(prompts))) < self.in_context_share
         for prompt, in_context in zip(prompts, shown):
             if prompt.solution is None:
-                raise UserError(f"sft needs reference solutions, and task {ctx.task.name!r} has none for prompt {prompt.uid}")
+                raise UserError(
+                    f"sft needs reference solutions, and task {ctx.task.name!r} has none for prompt {prompt.uid}"
+                )
             view = "with_solution" if in_context else "plain"
             episode = ctx.domain.written(prompt, prompt.solution, view, Evidence(solution=prompt.solution))
             if episode is not None:

@@ -138,4 +138,3 @@ class Entropy(Term):
         """-H per step."""
         entropy_n = values[EntropyOf()]
         return Losses(-entropy_n, {"entropy": entropy_n.detach()})
-

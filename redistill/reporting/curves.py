@@ -9,7 +9,9 @@ from typing import Any
 from redistill.experiments.base import Experiment
 
 
-def plot_evidence(path: Path, experiment: Experiment, verdict: Mapping[str, Any], results: Mapping[str, list[dict[str, Any]]]) -> None:
+def plot_evidence(
+    path: Path, experiment: Experiment, verdict: Mapping[str, Any], results: Mapping[str, list[dict[str, Any]]]
+) -> None:
     """Write a PNG: the metric against steps, an arm a colour."""
     import matplotlib
 
@@ -27,7 +29,10 @@ def plot_evidence(path: Path, experiment: Experiment, verdict: Mapping[str, Any]
         mean = [(step, sum(curve[i][1] for curve in curves) / len(curves)) for i, (step, _) in enumerate(curves[0])]
         axes.plot(*zip(*mean), color=colour, linewidth=2, label=arm)
     gap = verdict["difference"]
-    axes.set_title(f"{experiment.slug}: {verdict['verdict']}   {gap['of']} = {gap['estimate']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]", fontsize=10)
+    axes.set_title(
+        f"{experiment.slug}: {verdict['verdict']}   {gap['of']} = {gap['estimate']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",
+        fontsize=10,
+    )
     axes.set_xlabel("updates")
     axes.set_ylabel(f"held-out {experiment.metric}")
     axes.grid(alpha=0.3)

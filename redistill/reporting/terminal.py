@@ -53,7 +53,9 @@ class Lines:
         elif event == "finished":
             self._stop()
             self.console.print(outcome(facts["evaluations"]))
-            self.console.print(f"run folder: {facts['folder']}  ({facts['seconds']:.0f} s, {facts['skipped_updates']} updates skipped)")
+            self.console.print(
+                f"run folder: {facts['folder']}  ({facts['seconds']:.0f} s, {facts['skipped_updates']} updates skipped)"
+            )
         elif event == "close":
             self._stop()
 
@@ -74,7 +76,9 @@ class Lines:
             self.progress.update(self.job, completed=facts["step"], total=facts["of"], description=words)
         else:
             left = seconds * (facts["of"] - facts["step"])
-            self.console.print(f"step {facts['step']}/{facts['of']}  {words}  {seconds:.1f} s/step  left {left / 60:.1f} min")
+            self.console.print(
+                f"step {facts['step']}/{facts['of']}  {words}  {seconds:.1f} s/step  left {left / 60:.1f} min"
+            )
 
     def _stop(self) -> None:
         if self.progress is not None:
@@ -116,7 +120,10 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     for column in ("slug", "title", "family", "paper", "objective", "recipe", "evidence", "scale"):
         table.add_column(column)
     for row in rows:
-        marks = ["yes" if row[key] is True else "no" if row[key] is False else str(row[key]) for key in ("objective", "recipe", "evidence", "scale")]
+        marks = [
+            "yes" if row[key] is True else "no" if row[key] is False else str(row[key])
+            for key in ("objective", "recipe", "evidence", "scale")
+        ]
         table.add_row(row["slug"], row["title"], row["family"], row["paper"], *marks)
     OUT.print(table)
 
@@ -133,7 +140,10 @@ def print_method(facts: Mapping[str, Any]) -> None:
         table.add_row(*(escape(str(item[key])) for key in ("name", "default", "range", "meaning")))
     OUT.print(table)
     if facts["run_defaults"]:
-        OUT.print("\n[bold]run settings of the paper[/]: " + escape(", ".join(f"{k}={v}" for k, v in facts["run_defaults"].items())))
+        OUT.print(
+            "\n[bold]run settings of the paper[/]: "
+            + escape(", ".join(f"{k}={v}" for k, v in facts["run_defaults"].items()))
+        )
     for says, does in facts["says_does"]:
         OUT.print(f"[bold]paper says[/] {escape(says)}\n  [bold]code does[/] {escape(does)}")
     OUT.print(f"\n[bold]evidence[/]: {escape(facts['evidence'])}")

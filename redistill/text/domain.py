@@ -77,7 +77,9 @@ class TextDomain:
 
     def covered(self, teacher: Teacher, rows: Sequence[Episode]) -> Tensor:
         """Steps of the rows whose teacher has a context, bool [N]: the mask of a term with this teacher."""
-        return torch.cat([torch.full((row.steps,), context is not None) for row, context in zip(rows, teacher.contexts)])
+        return torch.cat(
+            [torch.full((row.steps,), context is not None) for row, context in zip(rows, teacher.contexts)]
+        )
 
     # --- episodes ---------------------------------------------------------------------------------------------------
     def begin_step(self, step: int) -> None:
@@ -86,7 +88,11 @@ class TextDomain:
         self.omitted.clear()
 
     def rollout(
-        self, prompts: Sequence[Prompt], view: str = "plain", seen: Sequence[Evidence] | None = None, size: int | None = None
+        self,
+        prompts: Sequence[Prompt],
+        view: str = "plain",
+        seen: Sequence[Evidence] | None = None,
+        size: int | None = None,
     ) -> list[Group]:
         """Sample and judge a group of `size` episodes for each prompt under a view. A prompt that cannot be rendered is
         left out and counted; the episodes are to be trained under the view they were sampled under unless re-labelled."""
@@ -119,7 +125,9 @@ class TextDomain:
             groups.append(Group(prompt, episodes))
         return groups
 
-    def written(self, prompt: Prompt, text: str, view: str = "plain", evidence: Evidence = Evidence()) -> Episode | None:
+    def written(
+        self, prompt: Prompt, text: str, view: str = "plain", evidence: Evidence = Evidence()
+    ) -> Episode | None:
         """An episode that was written, not sampled (a reference solution): `text` and EOS, without behaviour log-probs.
         None when the view cannot be rendered or the text does not fit in max_new_tokens (counted)."""
         context = self.render(view, prompt, evidence)
@@ -178,7 +186,9 @@ class TextDomain:
         return {quantity: torch.cat(pieces) for quantity, pieces in found.items()}
 
     @torch.no_grad()
-    def _teacher_states(self, weights: TeacherWeights, rows: Sequence[Episode], contexts: Sequence[Any]) -> TeacherStates:
+    def _teacher_states(
+        self, weights: TeacherWeights, rows: Sequence[Episode], contexts: Sequence[Any]
+    ) -> TeacherStates:
         pieces = self.pieces(rows, contexts)
         steps = [row.steps for row in rows]
         valid_n = torch.cat([torch.full((n,), context is not None) for n, context in zip(steps, contexts)])
@@ -213,7 +223,11 @@ class TextDomain:
 
     def facts(self) -> Mapping[str, Any]:
         """Where the weights came from."""
-        return {"model": dict(self.lm.source), "dtype": str(self.lm.dtype), "trainable": sum(p.numel() for p in self.lm.trainable().values())}
+        return {
+            "model": dict(self.lm.source),
+            "dtype": str(self.lm.dtype),
+            "trainable": sum(p.numel() for p in self.lm.trainable().values()),
+        }
 
     def stateful(self) -> Mapping[str, Stateful]:
         """Language has no evolving parts beside players and teachers: every draw is keyed."""

@@ -94,7 +94,9 @@ def micro_batches(pieces: Sequence[Piece], budget: int) -> list[list[int]]:
     return batches
 
 
-def pack(pieces: Sequence[Piece], *, bin_tokens: int = 256, share: bool = True, device: torch.device | None = None) -> Packed:
+def pack(
+    pieces: Sequence[Piece], *, bin_tokens: int = 256, share: bool = True, device: torch.device | None = None
+) -> Packed:
     """Lay pieces out in bins. Every prompt must be non-empty: the first response token is predicted from its last token."""
     for piece in pieces:
         if not piece.prompt:
@@ -105,7 +107,9 @@ def pack(pieces: Sequence[Piece], *, bin_tokens: int = 256, share: bool = True, 
     width = max(sum(segment.size for segment in members) for members in bins)
     ids = torch.zeros(len(bins), width, dtype=torch.int64)
     position = torch.zeros(len(bins), width, dtype=torch.int64)
-    owner = torch.full((len(bins), width), -1, dtype=torch.int64)  # which response a token belongs to; prompt: its own code
+    owner = torch.full(
+        (len(bins), width), -1, dtype=torch.int64
+    )  # which response a token belongs to; prompt: its own code
     shared = torch.full((len(bins), width), -2, dtype=torch.int64)  # which prompt a response token may also see
     first_of: dict[int, tuple[int, int]] = {}
     code = 0

@@ -14,7 +14,9 @@ class Settings(RunConfig):
 
     task: str = option("sums", "task name with options, name:key=value,..., or a .jsonl/.parquet file")
     model: str = option("pocket", "model name (pocket, smollm2-135m, gemma3-270m), local folder or hub id")
-    warm_start_steps: int = option(0, "supervised updates on plain and in-context prompts before the method starts", low=0)
+    warm_start_steps: int = option(
+        0, "supervised updates on plain and in-context prompts before the method starts", low=0
+    )
     warm_start_learning_rate: float = option(1e-5, "learning rate of the warm start", above=0)
 
     max_new_tokens: int = option(64, "longest response, in tokens", low=1)

@@ -55,7 +55,9 @@ TERSE = Wording(solution="S{}", feedback="F{}", attempt="A{}", hint="H{}", closi
 WORDINGS = MappingProxyType({"english": ENGLISH, "terse": TERSE})
 
 
-def _with_sections(messages: Messages, wording: Wording, sections: Sequence[tuple[str, str | None]]) -> list[Message] | None:
+def _with_sections(
+    messages: Messages, wording: Wording, sections: Sequence[tuple[str, str | None]]
+) -> list[Message] | None:
     present = [(name, text) for name, text in sections if text is not None]
     if not present:
         return None

@@ -1,0 +1,87 @@
+"""A text domain on the pocket model, and judged groups made by hand, so that a method's signal can be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from redistill.build import settings
+from redistill.core import rng
+from redistill.core.episode import Episode, Group
+from redistill.core.signal import LogProb, Signal
+from redistill.core.task import Prompt
+from redistill.core.update import Tally, accumulate
+from redistill.tasks.sums import Sums
+from redistill.text.domain import TextDomain, Trajectory
+from redistill.text.models import load_model
+
+SMALL = {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 16, "lora_rank": 0}
+
+
+class Bench:
+    """A method with everything it may use, and verbs that tests need."""
+
+    def __init__(self, slug: str, **given: Any) -> None:
+        self.method, self.config = settings(slug, {**SMALL, **given})
+        self.task = Sums()
+        self.domain = TextDomain(load_model("pocket"), self.task, self.config)  # type: ignore[arg-type]
+        self.domain.bank.need(self.method.teachers())
+        self.logged: dict[str, float] = {}
+        self.step = 0
+        self.domain.begin_step(0)
+
+    def next_prompts(self) -> list[Prompt]:
+        return [self.task.train(i, self.config.seed) for i in range(self.config.prompts_per_step)]
+
+    def uniform(self, *key: Any) -> Any:
+        return rng.uniform("method", self.config.seed, self.step, *key)
+
+    def log(self, name: str, value: float) -> None:
+        self.logged[name] = float(value)
+
+    def episode(self, prompt: Prompt, text: str, finish: str = "stop") -> Episode:
+        """A sampled-looking episode with a given text, judged, with the model's own log-probs as behaviour."""
+        lm = self.domain.lm
+        ids = (*lm.tokenizer.encode(text, add_special_tokens=False), lm.eos_ids[0])
+        context = self.domain.render("plain", prompt)
+        row = Episode(
+            prompt=prompt, context=context, trajectory=Trajectory(ids, ((0, len(ids)),)), steps=len(ids), text=text,
+            finish=finish, verdict=self.task.verify(prompt, text), sampling=self.domain.sampling,
+        )  # fmt: skip
+        logp = self.domain.score([row], [LogProb()])[LogProb()]
+        return replace(row, behaviour_logp_T=logp)
+
+    def groups(self, rights: Sequence[Sequence[bool]]) -> list[Group]:
+        """Groups whose episodes are right or wrong as asked (wrong answers differ in length)."""
+        made = []
+        for prompt, pattern in zip(self.next_prompts(), rights, strict=False):
+            assert prompt.solution is not None
+            head, _, total = prompt.solution.rpartition("=")
+            texts = [
+                prompt.solution if right else f"{head}={int(total) + 1 + i}{'0' * i}" for i, right in enumerate(pattern)
+            ]
+            made.append(Group(prompt, [self.episode(prompt, text) for text in texts]))
+        return made
+
+    def signal(self, groups: Sequence[Group]) -> Signal:
+        made = self.method.signal(groups, self)
+        return made if isinstance(made, Signal) else made[0]
+
+    def gradient(self, groups: Sequence[Group]) -> torch.Tensor:
+        """The flattened gradient of the method's signal."""
+        for p in self.domain.players["student"].parameters.values():
+            p.grad = None
+        accumulate(self.signal(groups), self.domain, Tally())
+        grads = [
+            torch.zeros_like(p) if p.grad is None else p.grad
+            for p in self.domain.players["student"].parameters.values()
+        ]
+        return torch.cat([g.flatten() for g in grads]).double()
+
+
+@pytest.fixture
+def bench() -> Any:
+    return Bench

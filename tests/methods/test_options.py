@@ -1,0 +1,92 @@
+"""Every option of every language method changes the result: an option that nobody reads fails here (pitfall 65)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from redistill.core.method import registered
+from redistill.core.options import options_of
+
+RIGHTS = [[True, False, False, False], [False, False, False, False], [True, True, True, True]]
+"""Three groups: mixed, all failed, all right (the last two are dead)."""
+OPD = {"teacher": "frozen", "teacher_view": "with_solution"}
+NEVER = {"feedback": "never"}
+REVERSE = {"divergence": "reverse_kl"}
+
+CHANGES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
+    "sft": {"in_context_share": ({}, {"in_context_share": 1.0}), "normaliser": ({}, {"normaliser": "constant(7)"})},
+    "rft": {
+        "threshold": ({}, {"threshold": 0.0}), "keep": ({"distinct": "false"}, {"keep": 1, "distinct": "false"}),
+        "distinct": ({}, {"distinct": "false"}), "normaliser": ({}, {"normaliser": "constant(7)"}),
+    },
+    "grpo": {
+        "std": ({}, {"std": "none"}), "std_epsilon": ({}, {"std_epsilon": 1.0}),
+        "clip_low": ({}, {"clip_low": 0.9}), "clip_high": ({}, {"clip_high": 9.0}), "dual_clip": ({}, {"dual_clip": 1.01}),
+        "ratio": ({}, {"ratio": "sequence"}), "normaliser": ({}, {"normaliser": "token"}),
+        "drop_dead_groups": ({}, {"drop_dead_groups": "true"}), "drop_truncated": ({}, {"drop_truncated": "true"}),
+        "kl": ({"drift": 1}, {"kl": 0.5, "drift": 1}), "entropy": ({}, {"entropy": 0.5}),
+    },
+    "opsd": {
+        "divergence": ({}, {"divergence": "jsd(0.5)"}), "clip": ({}, {"clip": "none"}),
+        "support": ({}, {"support": "top_k(3, of=teacher, tail=false)"}),
+        "teacher": ({"drift": 1}, {"teacher": "live", "drift": 1}), "loss_temperature": ({}, {"loss_temperature": 3.0}),
+        "normaliser": ({}, {"normaliser": "sequence"}), "context": ({}, {"context": "wrong"}),
+    },
+    "opd": {
+        "teacher": ({**OPD, "drift": 1}, {**OPD, "teacher": "live", "drift": 1}), "teacher_view": (OPD | {"drift": 1}, {**OPD, "teacher_view": "plain", "drift": 1}),
+        "divergence": (OPD, {**OPD, "divergence": "tvd"}), "support": (OPD, {**OPD, "support": "top_k(2)"}),
+        "estimator": ({**OPD, "support": "sampled"}, {**OPD, "support": "sampled", "estimator": "k3"}),
+        "on_policy": (OPD, {**OPD, "on_policy": 0.0}), "temperature_of_loss": (OPD, {**OPD, "temperature_of_loss": 2.0}),
+        "scale_by_temperature": ({**OPD, "temperature_of_loss": 2.0}, {**OPD, "temperature_of_loss": 2.0, "scale_by_temperature": "true"}),
+        "normaliser": (OPD, {**OPD, "normaliser": "sequence"}),
+    },
+    "sdpo": {
+        "divergence": ({}, REVERSE), "support": ({}, {"support": "top_k(2)"}), "teacher": ({"drift": 1}, {"teacher": "live", "drift": 1}),
+        "threshold": ({}, {"threshold": 0.0}), "solution": ({}, {"solution": "none"}), "own_success": (NEVER, {**NEVER, "own_success": "true"}),
+        "feedback": ({}, NEVER), "attempt": ({}, {"attempt": "true"}), "route": ({}, {"route": "failures"}),
+        "ratio_cap": ({}, {"ratio_cap": 0.5}), "advantage_clip": (REVERSE, {**REVERSE, "advantage_clip": 0.1}),
+        "normaliser": ({}, {"normaliser": "sequence"}), "grpo_weight": ({}, {"grpo_weight": 0.5}),
+        "wrong_context": ({}, {"wrong_context": "true"}),
+    },
+}  # fmt: skip
+
+ELSEWHERE = {"sdpo": {"test_time", "question"}}
+"""Options that change what is collected, with tests of their own (test_sdpo.py)."""
+
+
+def outcome(bench, slug: str, given: dict[str, object]) -> torch.Tensor:
+    """The gradient that a method asks for on fixed judged groups (or on what it collects), with behaviour log-probs off
+    by up to 1 so that ratios and clips act, and the student drifted from its copies where `drift` says so."""
+    given = dict(given)
+    drift = given.pop("drift", 0)
+    b = bench(slug, **given)
+    if drift:
+        generator = torch.Generator().manual_seed(0)
+        for p in b.domain.players["student"].parameters.values():
+            p.data.add_(0.02 * torch.randn(p.shape, generator=generator))
+    collects = slug == "sft" or "on_policy" in given
+    groups = b.method.collect(b) if collects else b.groups(RIGHTS)
+    for i, episode in enumerate(e for group in groups for e in group):
+        if episode.behaviour_logp_T is not None:
+            object.__setattr__(episode, "behaviour_logp_T", episode.behaviour_logp_T + (-1, 1)[i % 2])
+        if i % 4 == 1:
+            object.__setattr__(episode, "finish", "length")
+    return b.gradient(groups)
+
+
+CASES = [(slug, name) for slug, options in CHANGES.items() for name in options]
+
+
+@pytest.mark.parametrize(("slug", "name"), CASES)
+def test_option_changes_the_gradient(bench, slug, name):
+    base, changed = CHANGES[slug][name]
+    one, other = outcome(bench, slug, base), outcome(bench, slug, changed)
+    assert float((one - other).abs().max()) > 1e-6 * float(one.abs().max())
+
+
+def test_every_option_of_every_language_method_is_in_the_table():
+    import redistill.methods  # noqa: F401
+
+    for slug, cls in registered().items():
+        if cls.domain == "text":
+            assert set(CHANGES.get(slug, {})) | ELSEWHERE.get(slug, set()) == set(options_of(cls)), slug
