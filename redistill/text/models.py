@@ -149,6 +149,7 @@ def load_model(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, in one sentence
             )
         except ValueError as error:
             raise UserError(
@@ -237,12 +238,12 @@ def _without_dropout(config: Any) -> dict[str, float]:
 
 def _refuse_partial(name: str, loading: dict[str, Any]) -> None:
     """transformers fills weights it does not find with random numbers; here that is an error."""
-    for kind, words in (("missing_keys", "lacks the weight"), ("mismatched_keys", "has another shape for the weight")):
-        keys = sorted(map(str, loading.get(kind) or ()))
+    missing = sorted(loading["missing_keys"])
+    mismatched = sorted(key for key, _, _ in loading["mismatched_keys"])
+    for words, keys in (("lacks the weight", missing), ("has another shape for the weight", mismatched)):
         if keys:
-            raise UserError(
-                f"model {name!r} {words} {keys[0]!r} (and {len(keys) - 1} more) that its config.json calls for"
-            )
+            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise UserError(f"model {name!r} {words} {keys[0]!r}{more} that its config.json calls for")
 
 
 def _load_tokenizer(name: str, folder: Path, module: Any) -> tuple[Any, dict[str, Any]]:

