@@ -17,8 +17,8 @@ import torch
 
 from redistill.errors import UserError
 
-_NUCLEUS_GUESS = 512
-"""How many of the largest logits top-p looks at before it sorts the whole vocabulary."""
+_NUCLEUS_GUESSES = (256, 8192)
+"""How many of the largest logits top-p looks at, one after the other, before it sorts the whole vocabulary."""
 _BLOCK = 256
 """Tokens in a block of the two-level inverse of the distribution function."""
 
@@ -110,27 +110,29 @@ def _dropped(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return dropped_NV
 
 
-def _outside_nucleus(logits_NV: torch.Tensor, top_p: float) -> torch.Tensor:
+def _outside_nucleus(
+    logits_NV: torch.Tensor, top_p: float, guesses: tuple[int, ...] = _NUCLEUS_GUESSES
+) -> torch.Tensor:
     """Which tokens are outside the smallest set of mass >= top_p, bool [N, V]; among equals the lower id is kept.
 
     A token is kept when the mass of those ahead of it is below top_p, so at least one always is. Only the largest
-    logits are sorted; rows whose nucleus is wider than those, or ends inside a tie, are sorted in full.
+    logits are sorted; rows whose nucleus is wider than those, or ends inside a tie, go on to the next guess and last to
+    a sort in full.
     """
     vocabulary = logits_NV.shape[-1]
-    guess = min(_NUCLEUS_GUESS, vocabulary)
-    log_mass_N1 = logits_NV.logsumexp(-1, keepdim=True)
-    top_NK, ids_NK = logits_NV.topk(guess, dim=-1)
-    kept_NK = _in_nucleus((top_NK - log_mass_N1), top_p)
+    guess = min(guesses[0], vocabulary) if guesses else vocabulary
+    if guesses:
+        top_NK, ids_NK = logits_NV.topk(guess, dim=-1)
+    else:  # stable, unlike topk
+        top_NK, ids_NK = logits_NV.sort(dim=-1, descending=True, stable=True)
+    kept_NK = _in_nucleus(top_NK - logits_NV.logsumexp(-1, keepdim=True), top_p)
     outside_NV = torch.ones_like(logits_NV, dtype=torch.bool).scatter_(-1, ids_NK, ~kept_NK)
-    last_N1 = (kept_NK.sum(-1, keepdim=True) - 1).clamp_min(0)
-    edge_N1 = top_NK.gather(-1, last_N1)
-    tied_N = (top_NK == edge_N1).sum(-1) > 1
-    unsure_N = (kept_NK.all(-1) & (guess < vocabulary)) | tied_N
-    if bool(unsure_N.any()):
-        some_MV = logits_NV[unsure_N]
-        sorted_MV, order_MV = some_MV.sort(dim=-1, descending=True, stable=True)
-        kept_MV = _in_nucleus(sorted_MV - log_mass_N1[unsure_N], top_p)
-        outside_NV[unsure_N] = torch.ones_like(some_MV, dtype=torch.bool).scatter_(-1, order_MV, ~kept_MV)
+    if guesses:
+        edge_N1 = top_NK.gather(-1, (kept_NK.sum(-1, keepdim=True) - 1).clamp_min(0))  # none is kept of a NaN row
+        tied_N = (top_NK == edge_N1).sum(-1) > 1
+        unsure_N = (kept_NK.all(-1) & (guess < vocabulary)) | tied_N
+        if bool(unsure_N.any()):
+            outside_NV[unsure_N] = _outside_nucleus(logits_NV[unsure_N], top_p, guesses[1:])
     return outside_NV
 
 
