@@ -1,9 +1,10 @@
-"""Reading the final answer out of a reply, and saying what is wrong with it. Linear in the reply's length, never raises.
+"""Reading the final answer out of a reply, and saying what is wrong with it. Linear in the reply's length, never
+raises.
 
-Rules, in this order. `boxed`: the \\boxed{...} that closes last. `tag`: the last <answer>...</answer>. `plain`: the last
-\\boxed{...} if there is one, else what follows the last "answer is" / "answer:", else (numbers) what follows the last
-"=", else the reply itself. The last candidate wins: listing several answers never helps. Only ASCII digits are digits
-(full-width and other look-alikes are not numbers); a typographic minus sign counts as a minus.
+Rules, in this order. `boxed`: the \\boxed{...} that closes last. `tag`: the last <answer>...</answer>. `plain`: the
+last \\boxed{...} if there is one, else what follows the last "answer is" / "answer:", else (numbers) what follows
+the last "=", else the reply itself. The last candidate wins: listing several answers never helps. Only ASCII digits
+are digits (full-width and other look-alikes are not numbers); a typographic minus sign counts as a minus.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ MAX_ANSWER = 20_000
 MAX_DIGITS = 1_000
 """Characters of one number; a longer one is not read as a number."""
 ANSWER_FORMATS = ("plain", "boxed", "tag")
-REQUESTS = {"plain": "", "boxed": "Put the final answer in \\boxed{}.", "tag": "Put the final answer in <answer></answer>."}
+REQUESTS = {
+    "plain": "",
+    "boxed": "Put the final answer in \\boxed{}.",
+    "tag": "Put the final answer in <answer></answer>.",
+}
 
 _BRACE = re.compile(r"\\boxed\s{0,8}\{|\\[{}\\]|[{}]")
 _MARKER = re.compile(r"\banswer\s{0,8}(?:is\b\s{0,8}:?|:)", re.IGNORECASE)
@@ -95,8 +100,8 @@ def first_sentence(text: str) -> str:
 
 
 def numbers_in(text: str) -> list[str]:
-    """The plain numbers in `text` in order, without thousands separators. A minus sign belongs to the number that touches
-    it unless it also touches something to subtract from ("5-3" holds 5 and 3, "x = -3" holds -3)."""
+    """The plain numbers in `text` in order, without thousands separators. A minus sign belongs to the number that
+    touches it unless it also touches something to subtract from ("5-3" holds 5 and 3, "x = -3" holds -3)."""
     numbers = []
     for match in _NUMBER.finditer(text):
         at = match.start() - 1
@@ -161,9 +166,9 @@ def final_number(reply: str, answer_format: str = "plain") -> Final:
 
 
 def final_text(reply: str, answer_format: str = "plain", expected: str | None = None) -> Final:
-    """The final text of a reply. In a plain reply without a marker it is the last line when the `expected` answer is one
-    line of prose, and the whole reply when that is None, several lines or JSON. A closing full stop, quotes and asterisks
-    are dropped unless the expected answer has them."""
+    """The final text of a reply. In a plain reply without a marker it is the last line when the `expected` answer is
+    one line of prose, and the whole reply when that is None, several lines or JSON. A closing full stop, quotes and
+    asterisks are dropped unless the expected answer has them."""
     final, found = _read(reply, answer_format)
     if final.text is None:
         return final
@@ -185,7 +190,12 @@ def _undress(text: str, expected: str) -> str:
     if text.endswith(".") and not expected.endswith("."):
         text = text[:-1].rstrip()
     for mark in ("**", "`", '"', "'"):
-        if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark) and not expected.startswith(mark):
+        if (
+            len(text) > 2 * len(mark)
+            and text.startswith(mark)
+            and text.endswith(mark)
+            and not expected.startswith(mark)
+        ):
             text = text[len(mark) : -len(mark)].strip()
     return text
 

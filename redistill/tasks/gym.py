@@ -1,7 +1,9 @@
-"""Every reasoning-gym generator as a task (Stojanovski et al., arXiv 2505.24760), with its own options and its own scorer.
+"""Every reasoning-gym generator as a task (Stojanovski et al., arXiv 2505.24760), with its own options and its own
+scorer.
 
-An item is a pure function of (generator, options, dataset seed, index), so a prompt's `data` is those two numbers and the
-verifier makes the item again when it needs more than the answer. Items are made in one helper process (worker.py).
+An item is a pure function of (generator, options, dataset seed, index), so a prompt's `data` is those two numbers
+and the verifier makes the item again when it needs more than the answer. Items are made in one helper process
+(worker.py).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 from redistill.core.rng import bits
 from redistill.core.task import Prompt, Verdict, content_uid, is_held_out
-from redistill.errors import UserError
+from redistill.errors import UserError, nearest
 from redistill.tasks import hints
 from redistill.tasks.answers import (
     REQUESTS,
@@ -33,11 +35,15 @@ TRAIN_ATTEMPTS = 100
 HELD_OUT_PATIENCE = 500
 """Consecutive draws without a new held-out content before a task's held-out contents are taken as exhausted."""
 MANY_ANSWERS = frozenset(
-    """arc_agi boxnet codeio composite countdown cryptarithm futoshiki graph_color group_anagrams intermediate_integration
-    jugs kakurasu knight_swap knights_knaves list_functions n_queens palindrome_generation palindrome_partitioning path_star
-    polynomial_equations polynomial_multiplication prime_factorization propositional_logic puzzle24 quantum_lock
-    rearc rubiks_cube rush_hour shortest_path simple_integration sokoban survo tower_of_hanoi word_ladder""".split()
-)
+    [
+        "arc_agi", "boxnet", "codeio", "countdown", "cryptarithm", "futoshiki", "graph_color",
+        "group_anagrams", "intermediate_integration", "jugs", "kakurasu", "knight_swap", "knights_knaves",
+        "list_functions", "n_queens", "palindrome_generation", "palindrome_partitioning", "path_star",
+        "polynomial_equations", "polynomial_multiplication", "prime_factorization", "propositional_logic",
+        "puzzle24", "quantum_lock", "rearc", "rubiks_cube", "rush_hour", "shortest_path",
+        "simple_integration", "sokoban", "survo", "tower_of_hanoi", "word_ladder",
+    ]
+)  # fmt: skip
 """Generators with more than one right answer (or form of it): comparing with the stored one would mislead."""
 
 
@@ -54,22 +60,30 @@ def gym_options(name: str) -> tuple[tuple[str, Any, str], ...]:
 
 
 class GymTask:
-    """A reasoning-gym generator. `options` are the generator's own, `answer_format` is plain (the question as it is), boxed
-    or tag (a short request is added), `system` is an optional system prompt. Raises UserError for a value it refuses."""
+    """A reasoning-gym generator. `options` are the generator's own, `answer_format` is plain (the question as it
+    is), boxed or tag (a short request is added), `system` is an optional system prompt. Raises UserError for a value
+    it refuses."""
 
     wording = "english"
     reward_range = (0.0, 1.0)
 
     def __init__(
-        self, name: str, options: Mapping[str, Any] | None = None, answer_format: str = "plain", system: str | None = None
+        self,
+        name: str,
+        options: Mapping[str, Any] | None = None,
+        answer_format: str = "plain",
+        system: str | None = None,
     ) -> None:
         self.name = name
         self.answer_format = check_answer_format(answer_format)
         self.system = system
+        for part in (options or {}).get("datasets", []) if name == "composite" else []:
+            if part not in gym_names():
+                raise UserError(f"task 'composite' option datasets: {part!r} is unknown{nearest(part, gym_names())}")
         self._options = json.dumps(dict(options or {}), sort_keys=True)
         try:
             call("check", MAKE_SECONDS, name=name, options=self._options)
-        except WorkerError as error:
+        except (WorkerError, WorkerTimeout) as error:
             raise UserError(f"task {name!r} refuses {self._told()}: {_sentence(error)}") from None
 
     def _told(self) -> str:
@@ -96,8 +110,8 @@ class GymTask:
         )
 
     def train(self, index: int, seed: int) -> Prompt:
-        """The prompt at `index` of the stream of `seed`, never a held-out one; a pure function of both. Raises UserError
-        when TRAIN_ATTEMPTS draws were all held out."""
+        """The prompt at `index` of the stream of `seed`, never a held-out one; a pure function of both. Raises
+        UserError when TRAIN_ATTEMPTS draws were all held out."""
         if index < 0:
             raise ValueError(f"index is 0 or more, got {index}")
         for attempt in range(TRAIN_ATTEMPTS):
@@ -107,8 +121,8 @@ class GymTask:
         raise UserError(f"task {self.name!r} with {self._told()} has too few contents: none was found for training")
 
     def held_out(self, count: int) -> Sequence[Prompt]:
-        """The first `count` distinct held-out prompts, the same for every seed. Fewer when HELD_OUT_PATIENCE draws in a row
-        brought no new one; raises UserError when that is so for the very first."""
+        """The first `count` distinct held-out prompts, the same for every seed. Fewer when HELD_OUT_PATIENCE draws
+        in a row brought no new one; raises UserError when that is so for the very first."""
         found: dict[str, Prompt] = {}
         position = last = 0
         while len(found) < count and position - last < HELD_OUT_PATIENCE:
@@ -128,8 +142,8 @@ class GymTask:
         return final_text(answer, self.answer_format, prompt.answer)
 
     def verify(self, prompt: Prompt, answer: str) -> Verdict:
-        """Judge a reply by the generator's own scorer (exceptions in catalog.py). Any text gets a verdict; one that takes
-        over ANSWER_SECONDS to score gets 0."""
+        """Judge a reply by the generator's own scorer (exceptions in catalog.py). Any text gets a verdict; one that
+        takes over ANSWER_SECONDS to score gets 0."""
         final = self.final(prompt, answer)
         if final.text is None:
             return Verdict(0.0, feedback=final.problem, format_ok=False)
@@ -137,11 +151,10 @@ class GymTask:
         text = final.text
         if right is not None and is_plain_number(right) and number_value(text) == number_value(right):
             text = right  # 3.0 or 1,000 for 3 or 1000: the same number, whatever the scorer thinks of its form
+        item = {"name": self.name, "options": self._options, "seed": prompt.data["seed"], "index": prompt.data["index"]}
+        call("prepare", MAKE_SECONDS, **item)
         try:
-            reward = call(
-                "score", ANSWER_SECONDS, name=self.name, options=self._options, answer=text,
-                seed=prompt.data["seed"], index=prompt.data["index"],
-            )  # fmt: skip
+            reward = call("score", ANSWER_SECONDS, **item, answer=text)
         except WorkerTimeout:
             return Verdict(0.0, feedback=f"The answer could not be checked within {ANSWER_SECONDS:g} seconds.")
         if reward >= 1.0:
@@ -156,4 +169,5 @@ class GymTask:
 
 def _sentence(error: Exception) -> str:
     """An error's text on one line, without a closing full stop and without the name of a plain assertion."""
-    return " ".join(str(error).split()).removeprefix("AssertionError: ").removeprefix("ValueError: ").rstrip(".")
+    text = " ".join(str(error).split()).removeprefix("AssertionError: ").removeprefix("ValueError: ").rstrip(".")
+    return "a value is out of its range" if text == "AssertionError" else text

@@ -18,8 +18,8 @@ def shorten(text: str) -> str:
 
 
 def digit_mask(answer: str, right: str) -> str | None:
-    """`answer` with its wrong digits as "?" (compared place by place, aligned at the decimal point), or None when there is
-    nothing safe to show: no digit is right, or the mask would show all digits of `right`."""
+    """`answer` with its wrong digits as "?" (compared place by place, aligned at the decimal point), or None when
+    there is nothing safe to show: no digit is right, or the mask would show all digits of `right`."""
     if not all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", text) for text in (answer, right)):
         return None
     whole, _, decimals = answer.lstrip("-").partition(".")
@@ -41,7 +41,8 @@ def wrong_number(answer: str, right: str) -> str:
 
 
 def wrong_text(answer: str, right: str) -> str:
-    """Feedback on a wrong text: how many of its tokens (or characters, for one word) are right and where the first error is."""
+    """Feedback on a wrong text: how many of its tokens (or characters, for one word) are right and where the first
+    error is."""
     told = f"The answer {shorten(answer)!r} is wrong."
     if right.strip().lower() in _FEW_WAYS:
         return told
@@ -54,7 +55,7 @@ def wrong_text(answer: str, right: str) -> str:
         return told
     hits = sum(a == b for a, b in zip(given, wanted))
     first = next((i for i, (a, b) in enumerate(zip(given, wanted)) if a != b), min(len(given), len(wanted)))
-    size = f" It has {len(given)} {kind}s, the right one has {len(wanted)}." if len(given) != len(wanted) else ""
+    size = f" It has {len(given)} {kind}(s), the right one has {len(wanted)}." if len(given) != len(wanted) else ""
     where = f"; the first wrong one is {kind} {first + 1}" if first < len(given) else ""
     return f"{told}{size} {hits} of {len(wanted)} {kind}s are right{where}."
 

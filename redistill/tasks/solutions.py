@@ -1,7 +1,7 @@
 """Worked solutions, written as a careful student would, for generators whose item says how it was made.
 
-`facts` are the parts of an item's metadata that tell it: `expression`, `numbers` or `word`. A solution that does not end
-on the item's own answer is not given (None), so a view never shows wrong work.
+`facts` are the parts of an item's metadata that tell it: `expression`, `numbers` or `word`. A solution that does not
+end on the item's own answer is not given (None), so a view never shows wrong work.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def worked_steps(generator: str, facts: Mapping[str, Any]) -> tuple[list[str], s
 
 
 def solution(generator: str, facts: Mapping[str, Any], answer: str | None, answer_format: str) -> str | None:
-    """The worked solution of an item where there is one, else its bare answer in the asked format; None without an answer."""
+    """The worked solution of an item where there is one, else its bare answer in the asked format; None without an
+    answer."""
     if answer is None or not answer.strip():
         return None
     work = worked_steps(generator, facts)

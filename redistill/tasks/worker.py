@@ -1,9 +1,9 @@
 """One helper process beside the run that makes and scores reasoning-gym items and compares formulas.
 
-Why a process: some generators order their items by Python's string hash, so the process has PYTHONHASHSEED=0 and makes the
-same item on every machine and after every resume; generators print, and set the decimal precision of their thread; sympy
-can take for ever on a hostile formula, and a process can be stopped where a thread cannot. It is not a sandbox: what it is
-given from a model's reply is checked first (see catalog.py).
+Why a process: some generators order their items by Python's string hash, so the process has PYTHONHASHSEED=0 and
+makes the same item on every machine and after every resume; generators print, and set the decimal precision of their
+thread; sympy can take for ever on a hostile formula, and a process can be stopped where a thread cannot. It is not a
+sandbox: what it is given from a model's reply is checked first (see catalog.py).
 
 One JSON line is asked, one is answered. Safe to call from any thread, and after a fork (a fork starts its own).
 """
@@ -46,7 +46,8 @@ class _Client:
         self._buffer = b""
 
     def call(self, operation: str, seconds: float, **arguments: Any) -> Any:
-        """Answer of `operation`, within `seconds`. Raises WorkerTimeout or WorkerError. A process that died is replaced once."""
+        """Answer of `operation`, within `seconds`. Raises WorkerTimeout or WorkerError. A process that died is
+        replaced once."""
         line = json.dumps({"do": operation, "seconds": seconds, **arguments}).encode() + b"\n"
         if self._owner != os.getpid():
             self._lock, self._process = threading.Lock(), None
@@ -68,7 +69,12 @@ class _Client:
     def _start(self) -> None:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": "0",
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_NUM_THREADS": "1",
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "redistill.tasks.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
@@ -77,13 +83,15 @@ class _Client:
         self._read(MAKE_SECONDS)
 
     def _exchange(self, line: bytes, seconds: float) -> Any:
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         self._process.stdin.write(line)
         self._process.stdin.flush()
         return self._read(seconds)
 
     def _read(self, seconds: float) -> Any:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         deadline = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
@@ -137,6 +145,9 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    import math_verify  # noqa: F401  now, so that no answer's time limit pays for it
+    import reasoning_gym  # noqa: F401
+
     answers.write(b'"ready"\n')
     answers.flush()
     for line in requests:
