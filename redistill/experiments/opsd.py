@@ -4,11 +4,11 @@ from redistill.experiments.base import Arm, Experiment
 
 OPSD_POCKET = Experiment(
     slug="opsd",
-    claim="with one rollout a prompt, OPSD (forward KL, clip 0.05, frozen teacher) lifts held-out avg@8 above the starting model; GRPO spends 8 rollouts a prompt",
+    claim="with one rollout a prompt, OPSD (forward KL, clip 0.05, frozen teacher) lifts held-out avg@4 above the starting model; GRPO spends 8 rollouts a prompt",
     metric="avg_at_k",
     base={
         "model": "pocket", "task": "sums", "steps": 100, "prompts_per_step": 16, "group_size": 1, "max_new_tokens": 16,
-        "eval_prompts": 200, "eval_samples": 8, "eval_every": 20, "save_model": "false", "lora_rank": 0, "save_every": 1000,
+        "eval_prompts": 200, "eval_samples": 4, "eval_every": 50, "save_model": "false", "lora_rank": 0, "save_every": 1000,
         "temperature": 1.1,
     },
     arms={
@@ -27,7 +27,7 @@ OPSD_POCKET = Experiment(
         "opsd against sft on the same number of solutions": ("opsd", "sft"),
         "opsd against grpo with 8 times the generations": ("opsd", "grpo"),
     },
-    grid={"learning_rate": [3e-4, 1e-3, 3e-3]},
+    grid={"learning_rate": [5e-5, 1e-4, 3e-4]},
     budget="100 steps of 16 prompts for each arm: 1,600 generations for opsd, 12,800 for grpo, 1,600 solutions for sft",
     quick={"steps": 8, "eval_prompts": 40, "eval_samples": 2, "eval_every": 0},
     tuning={"steps": 50, "eval_every": 0},

@@ -4,11 +4,11 @@ from redistill.experiments.base import Arm, Experiment
 
 SDPO_POCKET = Experiment(
     slug="sdpo",
-    claim="at equal generations SDPO (JSD, EMA 0.05, siblings' solutions and the verifier's feedback) reaches a higher held-out avg@8 than GRPO",
+    claim="at equal generations SDPO (JSD, EMA 0.05, siblings' solutions and the verifier's feedback) reaches a higher held-out avg@4 than GRPO",
     metric="avg_at_k",
     base={
         "model": "pocket", "task": "sums", "steps": 150, "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 16,
-        "eval_prompts": 200, "eval_samples": 8, "eval_every": 30, "save_model": "false", "warmup_steps": 0, "weight_decay": 0.0,
+        "eval_prompts": 200, "eval_samples": 4, "eval_every": 50, "save_model": "false", "warmup_steps": 0, "weight_decay": 0.0,
         "save_every": 1000,
     },
     arms={
@@ -24,7 +24,7 @@ SDPO_POCKET = Experiment(
         "own context against another prompt's": ("sdpo", "sdpo wrong context"),
         "hybrid (lam 0.9) against grpo": ("sdpo + grpo", "grpo"),
     },
-    grid={"learning_rate": [3e-4, 1e-3, 3e-3]},
+    grid={"learning_rate": [5e-5, 1e-4, 2e-4]},
     budget="150 steps of 64 rollouts for each arm (9,600 generations)",
     quick={"steps": 10, "eval_prompts": 40, "eval_samples": 2, "eval_every": 0},
     tuning={"steps": 60, "eval_every": 0},

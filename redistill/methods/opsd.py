@@ -45,7 +45,7 @@ class OPSD(Method):
     )
     run_defaults = {
         "prompts_per_step": 32, "group_size": 1, "temperature": 1.1, "top_p": 0.95, "top_k": 20, "learning_rate": 5e-6,
-        "lora_rank": 64, "lora_alpha": 128.0, "steps": 100,
+        "lora_rank": 64, "steps": 100,
     }  # fmt: skip
 
     divergence: DivergenceKind = option(
