@@ -6,13 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from redistill.core.domain import Domain
 from redistill.core.ranks import total
-from redistill.core.signal import Losses, Signal
+from redistill.core.signal import Losses, Signal, Values
 from redistill.objectives.reduce import step_weights
 
 
@@ -40,7 +41,8 @@ def accumulate(signal: Signal, domain: Domain, tally: Tally) -> float:
     """
     lengths = signal.lengths
     weighted = [step_weights(term.normaliser, lengths, term.mask_N, term.weight_N) for term in signal.terms]
-    counts = [total(count) for _, count in weighted]
+    # A constant is the divisor of the whole update, however many ranks share it.
+    counts = [c if t.normaliser.name == "constant" else total(c) for t, (_, c) in zip(signal.terms, weighted)]
     quantities = list(dict.fromkeys(q for term in signal.terms for q in term.quantities()))
     loss = 0.0
     for rows in domain.micro_batches(signal):
@@ -50,22 +52,41 @@ def accumulate(signal: Signal, domain: Domain, tally: Tally) -> float:
         measured = domain.measure(signal, rows, quantities)
         for name, (value, count) in measured.observed.items():
             tally.add(name, value, count)
-        partial = None
-        for term, (w_N, _), count in zip(signal.terms, weighted, counts):
-            if count == 0:
+        partial: Tensor | None = None
+        for term, (w_N, _), divisor in zip(signal.terms, weighted, counts):
+            if divisor == 0:
                 continue
-            losses = term.losses(measured.values, at_n, [lengths[row] for row in rows])
+            active_n = w_N[at_n] != 0
+            losses = term.losses(_guarded(measured.values, active_n), at_n, [lengths[row] for row in rows])
             w_n = w_N[at_n].to(losses.loss_n)
             # A masked step contributes exactly nothing, even where its loss is not finite.
-            kept_n = torch.where(w_n != 0, losses.loss_n, losses.loss_n.detach().new_zeros(()))
-            value = term.coefficient * (w_n * kept_n).sum() / count
-            partial = value if partial is None else partial + value
-            _observe(tally, term.name, losses, w_N[at_n] != 0)
+            kept_n = torch.where(active_n, losses.loss_n, losses.loss_n.detach().new_zeros(()))
+            share = term.coefficient * (w_n * kept_n).sum() / divisor
+            partial = share if partial is None else partial + share
+            _observe(tally, term.name, losses, active_n)
         if partial is not None:
             loss += float(partial.detach())
             if partial.requires_grad and math.isfinite(float(partial.detach())):
                 partial.backward()
     return loss
+
+
+def _guarded(values: Values, active_n: Tensor) -> Values:
+    """The values, such that what a masked step sends back is dropped where it is not finite: a zero weight alone would
+    turn an infinite slope (or a NaN that stands for "unknown") into NaN in the gradient of its neighbours."""
+    if bool(active_n.all()):
+        return values
+
+    def drop(grad_n: Tensor) -> Tensor:
+        return torch.where(active_n | grad_n.isfinite(), grad_n, torch.zeros_like(grad_n))
+
+    guarded = {}
+    for quantity, value_n in values.items():
+        guarded[quantity] = value_n
+        if value_n.requires_grad:
+            guarded[quantity] = value_n.view_as(value_n)
+            guarded[quantity].register_hook(drop)
+    return guarded
 
 
 def _observe(tally: Tally, name: str, losses: Losses, active_n: Tensor) -> None:
@@ -77,16 +98,18 @@ def update(signal: Signal, domain: Domain, minibatches: int = 1) -> dict[str, fl
     """Do the update(s) of one signal: one step, or one for each of `minibatches` consecutive pieces of its rows.
 
     Returns means for the log. A non-finite loss or gradient skips the step and counts it (`skipped` in the result).
+    Over several ranks every decision is taken on sums over them, so that all do the same, those without rows too.
     """
     player = domain.players[signal.player]
     tally, skipped = Tally(), 0
     for rows in cut(len(signal.rows), minibatches):
         piece = signal if minibatches == 1 else signal.subset(rows)
-        active = [term.mask_N is None or bool(term.mask_N.any()) for term in piece.terms]
-        if not piece.rows or not sum(piece.lengths) or not any(active):
+        steps = sum(piece.lengths)
+        active = any(steps if term.mask_N is None else bool(term.mask_N.any()) for term in piece.terms)
+        if not total(torch.tensor(float(active))):
             tally.add("empty_updates", 1.0, 1.0)
             continue
-        loss = accumulate(piece, domain, tally)
+        loss = float(total(torch.tensor(accumulate(piece, domain, tally), dtype=torch.float64)))
         sum_gradients(player.parameters)
         tally.add("loss", loss, 1.0)
         if not math.isfinite(loss):
@@ -101,13 +124,16 @@ def update(signal: Signal, domain: Domain, minibatches: int = 1) -> dict[str, fl
 
 
 def cut(count: int, pieces: int) -> list[Sequence[int]]:
-    """range(count) in `pieces` consecutive, nearly equal parts; empty parts are left out."""
+    """range(count) in exactly `pieces` consecutive, nearly equal parts, some of them empty when there are few: every
+    rank takes part in every update, whatever it holds."""
     edges = [round(piece * count / pieces) for piece in range(pieces + 1)]
-    return [range(low, high) for low, high in zip(edges, edges[1:]) if high > low]
+    return [range(low, high) for low, high in pairwise(edges)]
 
 
 def sum_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> None:
-    """Add up gradients over data-parallel ranks (counts are global already, so a sum is the mean's gradient)."""
-    for parameter in parameters.values():
-        if parameter.grad is not None:
-            total(parameter.grad)
+    """Add up gradients over data-parallel ranks (counts are global already, so a sum is the mean's gradient). A rank
+    that has none for a parameter adds zeros; a parameter that has none anywhere keeps none."""
+    present = total(torch.tensor([float(parameter.grad is not None) for parameter in parameters.values()]))
+    for parameter, holders in zip(parameters.values(), present.tolist()):
+        if holders:
+            parameter.grad = total(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)

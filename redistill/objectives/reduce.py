@@ -34,5 +34,6 @@ def step_weights(
         w_N = mask / per_row.clamp(min=1.0)[row_of_N]
         count = torch.tensor(float(len(lengths))) if normaliser.rows == "all" else (per_row > 0).sum()
     if weight_N is not None:
-        w_N = w_N * weight_N.to(torch.float64)
+        # Behind the mask a weight may be anything, NaN too: it is not read.
+        w_N = torch.where(w_N != 0, w_N * weight_N.to(torch.float64), 0.0)
     return w_N, count.to(torch.float64)
