@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -54,7 +55,10 @@ class RunFolder:
     def read(self, name: str) -> Any:
         """Read a JSON file of the folder; None when it is not there."""
         path = self.path / name
-        return json.loads(path.read_text()) if path.is_file() else None
+        try:
+            return json.loads(path.read_text()) if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error})") from None
 
     def close(self) -> None:
         """Let another process write the folder."""
@@ -66,22 +70,24 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = path.open("ab")
+        # Unbuffered: what could not be written must not be tried again when the file is closed.
+        self.file = path.open("ab", buffering=0)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Append one record and flush it."""
+        """Append one record. A record that fits only in part is an error; the part is cut off by the next resume."""
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         try:
-            self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-            self.file.flush()
+            if self.file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise UserError(
                 f"{self.path} could not be written ({error.strerror or error}); the run stops here"
             ) from None
 
     def state(self) -> Piece:
-        """The file's length in bytes."""
-        self.file.flush()
-        return Piece(facts={"bytes": self.file.tell() if self.file.tell() else self.path.stat().st_size})
+        """The file's length in bytes, all of them on the disk: a checkpoint must not outlive what it counts."""
+        os.fsync(self.file.fileno())
+        return Piece(facts={"bytes": self.path.stat().st_size})
 
     def restore(self, piece: Piece) -> None:
         """Cut the file back to what it was."""

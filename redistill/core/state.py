@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from redistill.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"^step-(\d{8})$")
 
 
@@ -60,12 +61,13 @@ class State:
 
     def save(self, root: Path, step: int, keep_last: int) -> Path:
         """Write checkpoint `step` under `root` atomically and drop all but the newest `keep_last`."""
-        root.mkdir(parents=True, exist_ok=True)
         final = root / f"step-{step:08d}"
         draft = root / f".draft-{step:08d}-{os.getpid()}"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
         try:
+            root.mkdir(parents=True, exist_ok=True)
+            for left in root.glob(".draft-*"):  # of a process that was killed: only one may write here
+                shutil.rmtree(left)
+            draft.mkdir()
             manifest: dict[str, Any] = {"format": FORMAT, "step": step, "parts": {}, "files": {}}
             for name, part in self.parts.items():
                 piece = part.state()
@@ -74,18 +76,19 @@ class State:
                     path = draft / f"{name}.safetensors"
                     save_file({key: value.contiguous().clone() for key, value in piece.tensors.items()}, path)
                     manifest["files"][path.name] = digest(path)
+            manifest["sha256"] = _seal(manifest)
             (draft / "manifest.json").write_text(json.dumps(manifest, indent=1))
             for path in draft.iterdir():
                 _sync(path)
+            _sync(draft)
             if final.exists():
                 shutil.rmtree(final)
             os.rename(draft, final)
             _sync(root)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own error
             shutil.rmtree(draft, ignore_errors=True)
-            raise UserError(
-                f"checkpoint {final} could not be written ({error.strerror or error}); the one before it is intact"
-            ) from None
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"checkpoint {final} could not be written ({why}); the one before it is intact") from None
         for old in checkpoints(root)[:-keep_last]:
             shutil.rmtree(old)
         return final
@@ -137,11 +140,19 @@ def verify(folder: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {folder}: manifest.json is not one of ours")
     if manifest["format"] != FORMAT:
         raise UserError(f"checkpoint {folder} has format {manifest['format']}, this version reads {FORMAT}")
+    if manifest.get("sha256") != _seal(manifest):
+        raise UserError(f"checkpoint {folder}: manifest.json was changed")
     for name, expected in manifest["files"].items():
         file = folder / name
         if not file.is_file() or digest(file) != expected:
             raise UserError(f"checkpoint {folder}: {name} is missing, truncated or changed")
     return manifest
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of everything in a manifest but the seal itself: its counters matter as much as the tensors do."""
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def digest(path: Path) -> str:
