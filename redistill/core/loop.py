@@ -25,13 +25,15 @@ Report = Callable[[str, Mapping[str, Any]], None]
 
 @dataclass
 class Cursor:
-    """Where the run is: the step, the stage and the step at which it began, the prompts used, the evaluations so far."""
+    """Where the run is: the step, the stage and the step at which it began, the prompts used, the evaluations so far,
+    and whether the method itself said that it was done (then more steps are not wanted)."""
 
     step: int = 0
     stage: int = 0
     stage_began: int = 0
     prompts: int = 0
     evaluations: dict[str, Any] = field(default_factory=dict)
+    done: bool = False
 
     def state(self) -> Piece:
         """All of it."""
@@ -101,9 +103,11 @@ class Run:
             stage = self.stages[self.cursor.stage]
             if self.cursor.step == self.cursor.stage_began:
                 self._enter(stage)
-            ended = self._one_step(stage) or self.cursor.step - self.cursor.stage_began >= self._steps(stage)
-            if ended:
-                self.cursor.stage, self.cursor.stage_began = self.cursor.stage + 1, self.cursor.step
+            self.cursor.done = self._one_step(stage)
+            if self.cursor.done or self.cursor.step - self.cursor.stage_began >= self._steps(stage):
+                self.cursor.stage += 1
+                if self.cursor.stage < len(self.stages):
+                    self.cursor.stage_began = self.cursor.step
             finished = self.cursor.stage == len(self.stages)
             if finished:
                 self._evaluate("after")
@@ -118,6 +122,8 @@ class Run:
 
     def _total(self) -> int:
         """Steps of the run if no stage ends early."""
+        if self.cursor.stage == len(self.stages):
+            return self.cursor.step
         return self.cursor.stage_began + sum(self._steps(stage) for stage in self.stages[self.cursor.stage :])
 
     def _enter(self, stage: Stage) -> None:
@@ -150,7 +156,7 @@ class Run:
         clock.lap("update")
         self.cursor.step += 1
         stage.method.after_update(groups, self)
-        self.domain.bank.after_step(self.cursor.step)
+        self.domain.bank.after_step(self.cursor.step - self.cursor.stage_began)
         clock.lap("evolve")
         self._record(stage, groups, clock)
         return stage.method.done(groups, self)
@@ -203,7 +209,19 @@ class Run:
             )
             return
         self.state.load(folder)
+        self._reopen()
         self.report("resumed", {"path": str(folder), "step": self.cursor.step})
+
+    def _reopen(self) -> None:
+        """Go on with a finished run that is now asked for more steps; refuse fewer steps than it has."""
+        steps, in_main = self._steps(self.stages[-1]), self.cursor.step - self.cursor.stage_began
+        if self.cursor.stage >= len(self.stages) - 1 and steps < in_main:
+            raise UserError(
+                f"steps={steps} is fewer than the {in_main} steps that the run in {self.folder.path} has done"
+            )
+        if self.cursor.stage == len(self.stages) and not self.cursor.done and steps > in_main:
+            self.cursor.stage -= 1
+            self.cursor.evaluations.pop("after", None)
 
     def _finish(self, seconds: float) -> dict[str, Any]:
         if self.config.save_model:

@@ -72,7 +72,8 @@ class TeacherBank:
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Evolve the copies, once for each step (all its mini-batches done). ema: new = (1-r) old + r student."""
+        """Evolve the copies, once for each step (all its mini-batches done); `step` counts from 1 since the copies were
+        made or refreshed. ema: new = (1-r) old + r student."""
         for key, spec in self.specs.items():
             if spec.name == "ema":
                 for name, old in self.copies[key].items():
@@ -102,7 +103,7 @@ class TeacherBank:
 
 
 def _key(spec: TeacherWeights) -> str:
-    return f"{spec.name}-{spec.rate:g}"
+    return f"{spec.name}-{spec.rate!r}"
 
 
 @contextmanager
