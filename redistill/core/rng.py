@@ -25,7 +25,7 @@ def _as_words(part: Any) -> NDArray[np.uint64]:
     if isinstance(part, str):
         return np.asarray(int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest()), dtype=np.uint64)
     words = np.asarray(part)
-    if words.dtype.kind not in "iub":
+    if words.size and words.dtype.kind not in "iub":  # numpy takes an empty range for floats
         raise TypeError(f"a key is made of whole numbers and strings, not {words.dtype}")
     return words.astype(np.int64).astype(np.uint64)
 
