@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from redistill.text.settings import Settings
@@ -25,9 +26,9 @@ from redistill.core.teachers import TeacherBank, swapped
 from redistill.errors import UserError
 from redistill.text import packing
 from redistill.text.evaluate import evaluate
-from redistill.text.head import TeacherPart, TeacherStates, measure
-from redistill.text.models import LanguageModel, load_model, save_model
-from redistill.text.sampling import Sampling, sample
+from redistill.text.head import TeacherPart, TeacherStates, at_least_float32, measure
+from redistill.text.models import Head, LanguageModel, compare_tokenizers, load_model, save_model
+from redistill.text.sampling import Sampling, attention_windows, sample
 from redistill.text.views import VIEWS, WORDINGS, Evidence
 
 TokenIds = tuple[int, ...]
@@ -51,12 +52,23 @@ class TextDomain:
             config.beta2, config.grad_clip,
         )  # fmt: skip
         self.players: Mapping[str, Player] = {"student": student}
-        self.bank = TeacherBank(student, lambda name: load_model(name, dtype=config.dtype))
+        self.bank = TeacherBank(student, self._other_model)
         self.wording = WORDINGS[task.wording]
         self.sampling = Sampling(config.temperature, config.top_p, config.top_k, config.min_p, config.max_new_tokens)
         self.step = 0
         self.calls = 0
         self.omitted: Counter[str] = Counter()
+
+    def _other_model(self, name: str) -> LanguageModel:
+        """A teacher that is another model. It is compared with the student id by id, so their tokens must agree."""
+        other = load_model(name, dtype=self.config.dtype)
+        compare_tokenizers(self.lm.tokenizer, other.tokenizer)
+        own, theirs = (len(lm.head().weight_VD) for lm in (self.lm, other))
+        if theirs < own:
+            raise UserError(
+                f"teacher checkpoint({name}) has {theirs} output rows and the student {own}: it lacks some ids"
+            )
+        return other
 
     # --- views ------------------------------------------------------------------------------------------------------
     def render(self, view: str, prompt: Prompt, evidence: Evidence = Evidence()) -> TokenIds | None:
@@ -171,7 +183,7 @@ class TextDomain:
                 teachers[quantity.teacher] = self._teacher_states(quantity.teacher.weights, episodes, contexts)
         packed = packing.pack(self.pieces(episodes))
         hidden_nD = _hidden(self.lm, packed)
-        warm = torch.tensor([_temperature(episodes[row]) for row in packed.row_n.tolist()])
+        warm = hidden_nD.new_tensor([_temperature(episodes[row]) for row in packed.row_n.tolist()])
         return Measured(measure(hidden_nD, self.lm.head(), packed.target_n, warm, teachers, quantities))
 
     @torch.no_grad()
@@ -183,7 +195,7 @@ class TextDomain:
             values = self.measure(signal, batch, quantities).values
             for quantity in quantities:
                 found[quantity].append(values[quantity])
-        return {quantity: torch.cat(pieces) for quantity, pieces in found.items()}
+        return {quantity: torch.cat(pieces) if pieces else torch.zeros(0) for quantity, pieces in found.items()}
 
     @torch.no_grad()
     def _teacher_states(
@@ -196,8 +208,8 @@ class TextDomain:
         for part in self.bank.parts(weights):
             lm = part.module if isinstance(part.module, LanguageModel) else self.lm
             with swapped(self.players["student"].parameters, part.copy):
-                head = lm.head().detached()
-                states_nD = torch.zeros(len(valid_n), head.weight_VD.shape[1])
+                head = _narrowed(lm.head().detached(), len(self.lm.head().weight_VD))
+                states_nD = torch.zeros(len(valid_n), head.weight_VD.shape[1], dtype=head.weight_VD.dtype)
                 if pieces:
                     states_nD[valid_n] = _hidden(lm, packing.pack(pieces))
             parts.append(TeacherPart(part.share, states_nD, head))
@@ -235,13 +247,26 @@ class TextDomain:
 
     def save(self, folder: Path) -> None:
         """Save as ordinary transformers files."""
-        save_model(self.lm, folder)
+        try:
+            save_model(self.lm, folder)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"model folder {folder} could not be written ({error}); the checkpoints are intact"
+            ) from None
+
+
+def _narrowed(head: Head, rows: int) -> Head:
+    """A teacher's head without the padding rows that it has beyond the student's (vocabularies are padded unlike)."""
+    if len(head.weight_VD) == rows:
+        return head
+    bias_V = None if head.bias_V is None else head.bias_V[:rows]
+    return replace(head, weight_VD=head.weight_VD[:rows], bias_V=bias_V)
 
 
 def _hidden(lm: LanguageModel, packed: packing.Packed) -> Tensor:
-    output = lm.hidden(packed.ids_BT, attention_mask=packed.mask_B1TT, position_ids=packed.position_BT)
-    states: Tensor = output.last_hidden_state.flatten(0, 1)[packed.predict_n]
-    return states.float()
+    mask = packing.windowed(packed.mask_B1TT, packed.position_BT, attention_windows(lm.causal.config))
+    output = lm.hidden(packed.ids_BT, attention_mask=mask, position_ids=packed.position_BT)
+    return at_least_float32(output.last_hidden_state.flatten(0, 1)[packed.predict_n])
 
 
 def _temperature(row: Episode) -> float:

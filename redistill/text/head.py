@@ -49,11 +49,16 @@ class TeacherStates:
         """log q [n, V] at a temperature: the (geometric) mixture of the parts, normalised."""
         logits = None
         for part in self.parts:
-            own = part.head.logits(part.hidden_nD).float()
+            own = at_least_float32(part.head.logits(part.hidden_nD))
             # A mixture of log-probs and one of logits differ by a constant per step only, which normalising removes.
             logits = part.share * own if logits is None else logits + part.share * own
         assert logits is not None
         return F.log_softmax(logits / temperature, dim=-1)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision becomes float32; float32 and float64 stay as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def chunk_steps(vocabulary: int) -> int:
@@ -66,13 +71,16 @@ def measure(
     teachers: Mapping[Teacher, TeacherStates], quantities: Sequence[Quantity],
 ) -> dict[Quantity, Tensor]:  # fmt: skip
     """Values [n] of each quantity, differentiable in `hidden_nD` and the head's own parameters."""
+    if not len(target_n):
+        return dict.fromkeys(quantities, hidden_nD.new_zeros(0))
     step = chunk_steps(head.weight_VD.shape[0])
     pieces: list[tuple[Tensor, ...]] = []
     for low in range(0, len(target_n), step):
         high = min(low + step, len(target_n))
         states = {teacher: state.chunk(low, high) for teacher, state in teachers.items()}
         one = partial(_chunk, head, target_n[low:high], temperature_n[low:high], states, tuple(quantities))
-        if torch.is_grad_enabled() and hidden_nD.requires_grad and len(target_n) > step:
+        wanted = torch.is_grad_enabled() and (hidden_nD.requires_grad or head.weight_VD.requires_grad)
+        if wanted and len(target_n) > step:
             pieces.append(checkpoint(one, hidden_nD[low:high], use_reentrant=False, preserve_rng_state=False))
         else:
             pieces.append(one(hidden_nD[low:high]))
@@ -83,7 +91,7 @@ def _chunk(
     head: Head, target_n: Tensor, temperature_n: Tensor, states: Mapping[Teacher, TeacherStates],
     quantities: Sequence[Quantity], hidden_nD: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    logits = head.logits(hidden_nD).float()
+    logits = at_least_float32(head.logits(hidden_nD))
     warm = temperature_n[:, None]
     own = F.log_softmax(logits / warm, dim=-1)
     same_for_all = float(temperature_n[0]) if bool((temperature_n == temperature_n[0]).all()) else None
@@ -98,7 +106,7 @@ def _chunk(
             found[quantity] = state.log_probs(warm).gather(-1, target_n[:, None])[:, 0] * state.valid_n
         elif isinstance(quantity, DivergenceOf):
             state = states[quantity.teacher]
-            same = same_for_all == quantity.temperature
+            same = same_for_all == float(temperature_n.new_tensor(quantity.temperature))  # both rounded alike
             student = own if same else F.log_softmax(logits / quantity.temperature, dim=-1)
             value, captured = _divergence(quantity, student, state)
             found[quantity] = value

@@ -6,7 +6,7 @@ down once, as a mask made from lengths (law 5), and where each response token is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -140,6 +140,17 @@ def pack(
     tensors = [torch.tensor(values, dtype=torch.int64) for values in (predict, target, rows)]
     packed = Packed(ids, position, block_mask(owner, shared), *tensors)
     return Packed(*(getattr(packed, name).to(device) for name in packed.__dataclass_fields__)) if device else packed
+
+
+def windowed(mask_B1TT: Tensor, position_BT: Tensor, windows: Mapping[str, int | None]) -> Tensor | dict[str, Tensor]:
+    """The mask for layers that look back no further than a window (None: as far as there is). One mask when all layers
+    are alike, else one for each type of layer, as transformers takes them. Distances are between positions, not places
+    in the bin: what stands between a response and its prompt in the bin is not between them in the text."""
+    back_B1TT = (position_BT[:, :, None] - position_BT[:, None, :])[:, None]
+    masks = {
+        kind: mask_B1TT if window is None else mask_B1TT & (back_B1TT < window) for kind, window in windows.items()
+    }
+    return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def block_mask(owner_BT: Tensor, shared_BT: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ class _Run:
         self.rows: list[_Episode] = []
         self.done: list[_Episode] = []
         self.cache = _SlotCache(max_batch)
-        self.windows = _windows(lm.causal.config)
+        self.windows = attention_windows(lm.causal.config)
 
     def prefill(self, wanted: int) -> None:
         """Read the next prompts, enough for `wanted` episodes, in one right-padded pass (causality hides the pads)."""
@@ -331,7 +331,7 @@ def sample(
     return _collected(lm, run.done, len(prompts), group_size)
 
 
-def _windows(config: Any) -> dict[str, int | None]:
+def attention_windows(config: Any) -> dict[str, int | None]:
     """How far back the layers of each type see (None: everything), from a model's config."""
     config = config.get_text_config()
     attention = getattr(config, "_attn_implementation", "sdpa")
