@@ -108,6 +108,7 @@ class Run:
                 self.cursor.stage += 1
                 if self.cursor.stage < len(self.stages):
                     self.cursor.stage_began = self.cursor.step
+                    self._evaluate(f"after {stage.name}")
             finished = self.cursor.stage == len(self.stages)
             if finished:
                 self._evaluate("after")

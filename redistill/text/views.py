@@ -47,7 +47,7 @@ ENGLISH = Wording(
     feedback="\n\nAn earlier attempt at this question failed. What was wrong with it:\n{}",
     attempt="\n\nAn earlier attempt at this question:\n{}",
     hint="\n\nHint: {}",
-    closing="\n\nNow answer the original question yourself, in your own words.",
+    closing="\n\nNow answer the question.",
 )
 TERSE = Wording(solution="S{}", feedback="F{}", attempt="A{}", hint="H{}", closing="")
 """For character-level models, where a sentence costs a hundred steps."""

@@ -1,0 +1,30 @@
+"""Every shipped recipe reads as it is; those on models that ship run a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from redistill.build import prepare, settings
+from redistill.config import load_recipe, recipe_names
+from redistill.reporting.terminal import reporter
+
+QUICK = {"steps": 1, "eval_prompts": 8, "save_model": "false", "eval_samples": 0, "eval_every": 0, "warm_start_steps": 1}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_reads(name: str) -> None:
+    recipe = load_recipe(name)
+    settings(recipe.method, {**recipe.run, **recipe.options})
+
+
+@pytest.mark.parametrize("name", [n for n in recipe_names() if load_recipe(n).run.get("model", "pocket") == "pocket"])
+def test_recipe_on_a_model_that_ships_runs_a_step(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    given = {**recipe.run, **recipe.options, **QUICK}
+    run = prepare(recipe.method, given, out=tmp_path / name, report=reporter(quiet=True, silent=True))
+    result = run.go(False)
+    run.close()
+    assert result["skipped_updates"] == 0
+    assert result["steps"] >= 1
