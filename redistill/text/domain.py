@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from redistill.text.settings import Settings
 from redistill.core.domain import Measured
@@ -47,6 +47,9 @@ class TextDomain:
 
     def __init__(self, lm: LanguageModel, task: Task, config: Settings) -> None:
         self.lm, self.task, self.config = lm, task, config
+        for part in lm.module.modules():
+            if isinstance(part, nn.Embedding):
+                part.padding_idx = None  # else the embedding of that id gets no gradient, and pad is often eos (law 5)
         student = Player(
             "student", lm.module, lm.trainable(), config.learning_rate, config.warmup_steps, config.weight_decay,
             config.beta2, config.grad_clip,
