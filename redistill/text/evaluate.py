@@ -22,6 +22,8 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
     `accuracy_in_context`, `accuracy_wrong_context` (another prompt's solution in view) and `utility`, their gain over plain.
     """
     prompts = list(task.held_out(config.eval_prompts))
+    if not prompts:
+        raise UserError(f"task {task.name!r} has no held-out prompts to evaluate on")
     greedy = Sampling(temperature=0.0, max_new_tokens=config.max_new_tokens)
     answers = answer(lm, task, config, prompts, [Evidence()] * len(prompts), greedy, 1)
     outcomes = [correct(task, prompt, group[0]) for prompt, group in zip(prompts, answers)]

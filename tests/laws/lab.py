@@ -120,7 +120,7 @@ class Lab:
         )  # fmt: skip
 
     def groups(self, seed: int = 0) -> list[Group]:
-        """Three groups of four: right and wrong answers; lengths 0 and 1; eos inside; two spans; one group all wrong."""
+        """Three groups of four: right and wrong answers, lengths 0 and 1, eos inside, two spans, one group all wrong."""
         made = []
         for g, prompt in enumerate(self.next_prompts()):
             head, _, total = (prompt.solution or "").rpartition("=")

@@ -26,7 +26,7 @@ def steps_of(row: Any) -> list[int]:
 
 
 def logits_at(model: Any, context: Any, row: Any, weights: dict[str, Tensor] | None = None) -> Tensor:
-    """Logits [steps, V] that predict the steps of a row read under a context, by the model's own or by given weights."""
+    """Logits [steps, V] that predict the steps of a row read under a context, by given weights or the model's."""
     ids = torch.tensor([[*context, *row.trajectory.ids]])
     output = functional_call(model, weights or {}, (), {"input_ids": ids})
     return output.logits[0][[len(context) - 1 + t for t in steps_of(row)]]
