@@ -134,6 +134,7 @@ class Run:
             player.learning_rate = rate
             player.fresh_optimiser()
         self.domain.bank.refresh()
+        stage.method.enter(self)
         self.report("stage", {"stage": stage.name, "step": self.cursor.step})
 
     def _one_step(self, stage: Stage) -> bool:

@@ -70,6 +70,9 @@ class Method:
         """The stages in order; one stage, the method itself, in the common case."""
         return (Stage(self.slug, self),)
 
+    def enter(self, ctx: Context) -> None:
+        """Called before the stage's first step, when optimisers are fresh and teacher copies are the stage's own."""
+
     def collect(self, ctx: Context) -> Sequence[Group]:
         """Gather judged groups: by default the student's own rollouts of the step's prompts under the plain view."""
         groups: Sequence[Group] = ctx.domain.rollout(ctx.next_prompts())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,11 @@ from redistill.core.state import Piece
 
 @dataclass
 class Player:
-    """One trainable: the module, the parameters that train (by name) and AdamW with linear warm-up."""
+    """One trainable: the module, the parameters that train (by name) and an optimiser with linear warm-up.
+
+    `algorithm` is "adamw" or "sgd" (Nesterov when it has momentum); `schedule` maps the updates done in this stage to a
+    factor of the learning rate, beside the warm-up (None: constant).
+    """
 
     name: str
     module: nn.Module
@@ -23,10 +27,13 @@ class Player:
     weight_decay: float = 0.0
     beta2: float = 0.999
     grad_clip: float = 1.0
+    algorithm: str = "adamw"
+    momentum: float = 0.9
+    schedule: Callable[[int], float] | None = None
     updates: int = 0
     bad_in_a_row: int = 0
     skipped: int = 0
-    optimiser: torch.optim.AdamW = field(init=False)
+    optimiser: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
         self.fresh_optimiser()
@@ -34,12 +41,28 @@ class Player:
     def fresh_optimiser(self) -> None:
         """Start the optimiser anew (at the start and between stages)."""
         self.updates = 0
-        self.optimiser = torch.optim.AdamW(
-            list(self.parameters.values()),
-            lr=self.learning_rate,
-            betas=(0.9, self.beta2),
-            weight_decay=self.weight_decay,
-        )
+        tensors, rate = list(self.parameters.values()), self.learning_rate
+        if self.algorithm == "sgd":
+            self.optimiser = torch.optim.SGD(
+                tensors, lr=rate, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay
+            )
+        elif self.algorithm == "adamw":
+            self.optimiser = torch.optim.AdamW(
+                tensors, lr=rate, betas=(0.9, self.beta2), weight_decay=self.weight_decay
+            )
+        else:
+            raise ValueError(f"optimiser {self.algorithm!r} is not adamw or sgd")
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What a copy of this player's weights holds: the parameters that train, and the module's persistent buffers
+        (batch norm's statistics evolve without a gradient and belong to the weights as much)."""
+        found: dict[str, Tensor] = dict(self.parameters)
+        for path, part in self.module.named_modules():
+            for name, buffer in part.named_buffers(recurse=False):
+                if name not in part._non_persistent_buffers_set:
+                    found[f"{path}.{name}" if path else name] = buffer
+        return found
 
     def step(self) -> tuple[float, bool]:
         """Clip the gradient and step. Returns (gradient norm before clipping, stepped). A non-finite gradient is not
@@ -47,9 +70,10 @@ class Player:
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.grad_clip))
         finite = norm == norm and norm != float("inf")
         if finite:
-            warm = min(1.0, (self.updates + 1) / (self.warmup_steps + 1))
+            factor = min(1.0, (self.updates + 1) / (self.warmup_steps + 1))
+            factor *= 1.0 if self.schedule is None else self.schedule(self.updates)
             for group in self.optimiser.param_groups:
-                group["lr"] = self.learning_rate * warm
+                group["lr"] = self.learning_rate * factor
             self.optimiser.step()
             self.updates += 1
             self.bad_in_a_row = 0
@@ -71,7 +95,8 @@ class Player:
         tensors |= {f"buffer/{name}": b.detach() for name, b in buffers.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimiser.state.get(parameter, {}).items():
-                tensors[f"adam/{key}/{name}"] = torch.as_tensor(value).detach()
+                if value is not None:
+                    tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(value).detach()
         facts = {"updates": self.updates, "bad_in_a_row": self.bad_in_a_row, "skipped": self.skipped}
         return Piece(tensors, {**facts, "learning_rate": self.learning_rate})
 

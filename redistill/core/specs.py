@@ -126,7 +126,7 @@ class Support:
         return f"top_k({self.k}, of={self.of}, tail={'true' if self.tail else 'false'})"
 
 
-TEACHERS = {"live": 0, "frozen": 0, "ema": 1, "sync": 1, "trust_region": 1, "checkpoint": 1}
+TEACHERS = {"live": 0, "frozen": 0, "ema": 1, "sync": 1, "trust_region": 1, "checkpoint": 1, "stored": 0}
 """Teacher weights and how many arguments each takes."""
 
 
@@ -134,7 +134,8 @@ TEACHERS = {"live": 0, "frozen": 0, "ema": 1, "sync": 1, "trust_region": 1, "che
 class TeacherWeights:
     """Whose weights the teacher uses. `ema(rate)`: new = (1-rate)*old + rate*student after each update; `sync(every)`:
     a copy refreshed every so many updates; `trust_region(rate)`: log q = (1-rate) log q_first + rate log q_live, both
-    reading the teacher's view; `checkpoint(path)`: another saved model."""
+    reading the teacher's view; `checkpoint(path)`: another saved model; `stored`: none, a row's context is
+    itself the teacher's distribution, which the method keeps (a table of earlier predictions)."""
 
     name: str
     rate: float = 0.0

@@ -1,4 +1,5 @@
-"""Teacher weights: copies of a player's trainable tensors, swapped in for a forward pass (LoRA: the adapters only).
+"""Teacher weights: copies of a player's trainable tensors and persistent buffers, swapped in for a forward pass
+(LoRA: the adapters only).
 
 A teacher is never a second module: its tensors replace the player's for the time of a no-grad forward and go back
 afterwards. So one mechanism serves full fine-tuning, LoRA (a frozen teacher is then exactly the base model) and any domain.
@@ -11,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from redistill.core.players import Player
 from redistill.core.specs import TeacherWeights
 from redistill.core.state import Piece
+from redistill.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class TeacherBank:
     def need(self, weights: Sequence[TeacherWeights]) -> None:
         """Make the copies that these teachers use, from the player's weights now."""
         for spec in weights:
+            if spec.name == "stored":
+                raise UserError("teacher 'stored' has no weights to copy: it needs a method that keeps predictions")
             if spec.name == "checkpoint":
                 self.others.setdefault(spec.path, self.load(spec.path))
             elif spec.name in ("frozen", "trust_region"):
@@ -50,15 +54,16 @@ class TeacherBank:
 
     def _copy(self, key: str, spec: TeacherWeights) -> None:
         if key not in self.copies:
-            self.copies[key] = {name: p.detach().clone() for name, p in self.player.parameters.items()}
+            self.copies[key] = {name: t.detach().clone() for name, t in self.player.tensors.items()}
             self.specs[key] = spec
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Start every copy again from the player's weights now (the start of a stage: "initial" means the stage's)."""
+        now = self.player.tensors
         for copy in self.copies.values():
             for name, tensor in copy.items():
-                tensor.copy_(self.player.parameters[name].detach())
+                tensor.copy_(now[name].detach())
 
     def parts(self, weights: TeacherWeights) -> list[Part]:
         """What to mix (log space, shares sum to 1) to get this teacher's distribution."""
@@ -73,21 +78,24 @@ class TeacherBank:
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Evolve the copies, once for each step (all its mini-batches done); `step` counts from 1 since the copies were
-        made or refreshed. ema: new = (1-r) old + r student."""
+        made or refreshed. ema: new = (1-r) old + r student, buffers too (a counter is copied)."""
+        now = self.player.tensors
         for key, spec in self.specs.items():
             if spec.name == "ema":
                 for name, old in self.copies[key].items():
-                    old.lerp_(self.player.parameters[name].detach(), spec.rate)
+                    new = now[name].detach()
+                    old.lerp_(new, spec.rate) if old.is_floating_point() else old.copy_(new)
             elif spec.name == "sync" and step % int(spec.rate) == 0:
                 for name, old in self.copies[key].items():
-                    old.copy_(self.player.parameters[name].detach())
+                    old.copy_(now[name].detach())
 
     def drift(self) -> dict[str, float]:
         """Relative L2 distance of each copy from the student's weights now, for the log."""
         found = {}
         for key, copy in self.copies.items():
-            gap = sum(float((self.player.parameters[n].detach() - t).square().sum()) for n, t in copy.items())
-            size = sum(float(t.square().sum()) for t in copy.values())
+            trained = {name: p.detach() for name, p in self.player.parameters.items()}
+            gap = sum(float((p - copy[name]).square().sum()) for name, p in trained.items())
+            size = sum(float(copy[name].square().sum()) for name in trained)
             found[key] = (gap / max(size, 1e-30)) ** 0.5
         return found
 
@@ -107,17 +115,17 @@ def _key(spec: TeacherWeights) -> str:
 
 
 @contextmanager
-def swapped(parameters: Mapping[str, nn.Parameter], copy: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """Let the parameters hold the tensors of `copy` inside the block (None: leave them). Only for no-grad forwards:
+def swapped(tensors: Mapping[str, Tensor], copy: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Let a player's `tensors` hold those of `copy` inside the block (None: leave them). Only for no-grad forwards:
     the student's own graph must not be built or walked while its weights are away."""
     if copy is None:
         yield
         return
-    own = {name: parameters[name].data for name in copy}
+    own = {name: tensors[name].data for name in copy}
     try:
         for name, tensor in copy.items():
-            parameters[name].data = tensor
+            tensors[name].data = tensor
         yield
     finally:
         for name, tensor in own.items():
-            parameters[name].data = tensor
+            tensors[name].data = tensor

@@ -210,7 +210,7 @@ class TextDomain:
         parts = []
         for part in self.bank.parts(weights):
             lm = part.module if isinstance(part.module, LanguageModel) else self.lm
-            with swapped(self.players["student"].parameters, part.copy):
+            with swapped(self.players["student"].tensors, part.copy):
                 head = _narrowed(lm.head().detached(), len(self.lm.head().weight_VD))
                 states_nD = torch.zeros(len(valid_n), head.weight_VD.shape[1], dtype=head.weight_VD.dtype)
                 if pieces:
