@@ -31,6 +31,9 @@ class RunConfig:
     beta2: float = option(0.999, "AdamW second-moment decay", low=0, high=0.99999)
     grad_clip: float = option(1.0, "global gradient norm bound", above=0)
     minibatches: int = option(1, "updates for each sampled batch (the batch is cut into so many)", low=1)
+    epochs: int = option(
+        1, "passes over each sampled batch; with more than one, each is in a keyed random order", low=1
+    )
 
     eval_prompts: int = option(100, "held-out prompts of an evaluation", low=1)
     eval_every: int = option(0, "updates between evaluations; 0 evaluates before and after only", low=0)

@@ -151,8 +151,8 @@ class Run:
             views = self.domain.describe(groups, signals)
             self.folder.write("views.txt", views)
             self.report("views", {"text": views})
-        for signal in signals:
-            measured = update(signal, self.domain, self.config.minibatches)
+        for number, signal in enumerate(signals):
+            measured = update(signal, self.domain, self.config.minibatches, self._orders(number, len(signal.rows)))
             prefix = "" if signal.player == "student" else f"{signal.player}/"
             self.metrics |= {prefix + name: value for name, value in measured.items()}
         clock.lap("update")
@@ -162,6 +162,13 @@ class Run:
         clock.lap("evolve")
         self._record(stage, groups, clock)
         return stage.method.done(groups, self)
+
+    def _orders(self, number: int, rows: int) -> list[Sequence[int]]:
+        """The order of a signal's rows in each epoch: as they are for one epoch, else keyed shuffles."""
+        if self.config.epochs == 1:
+            return [range(rows)]
+        key = ("shuffle", self.config.seed, self.cursor.step, number)
+        return [rng.permutation(rows, *key, epoch).tolist() for epoch in range(self.config.epochs)]
 
     def _record(self, stage: Stage, groups: Sequence[Group], clock: Clock) -> None:
         self.metrics |= describe_groups(groups)

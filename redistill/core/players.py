@@ -27,6 +27,7 @@ class Player:
     weight_decay: float = 0.0
     beta2: float = 0.999
     grad_clip: float = 1.0
+    epsilon: float = 1e-8
     algorithm: str = "adamw"
     momentum: float = 0.9
     schedule: Callable[[int], float] | None = None
@@ -48,7 +49,7 @@ class Player:
             )
         elif self.algorithm == "adamw":
             self.optimiser = torch.optim.AdamW(
-                tensors, lr=rate, betas=(0.9, self.beta2), weight_decay=self.weight_decay
+                tensors, lr=rate, betas=(0.9, self.beta2), eps=self.epsilon, weight_decay=self.weight_decay
             )
         else:
             raise ValueError(f"optimiser {self.algorithm!r} is not adamw or sgd")

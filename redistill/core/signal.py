@@ -104,6 +104,11 @@ class Term(ABC):
     def losses(self, values: Values, at_n: Tensor, lengths: Sequence[int]) -> Losses:
         """Losses of the steps `at_n` (indices into the signal's steps), which are whole rows of the given lengths."""
 
+    def prepared(self) -> Term:
+        """This term for one update over exactly its steps: the place for statistics of a mini-batch (PPO normalises its
+        advantages here). Called once for each update, before it is cut into micro-batches."""
+        return self
+
     def subset(self, at_n: Tensor, rows: Sequence[int]) -> Term:
         """This term over some rows only: vectors over steps are sliced, teachers keep the contexts of the rows."""
         changed: dict[str, Any] = {}
@@ -116,6 +121,15 @@ class Term(ABC):
         return replace(self, **changed)
 
 
+@dataclass(frozen=True)
+class Limit:
+    """An early stop: before the update of a mini-batch, the mean of what a term observed (`observed`, for example
+    "policy_gradient/kl") is compared with `bound`; above it, this update and the rest of the batch's are not done."""
+
+    observed: str
+    bound: float
+
+
 @dataclass(frozen=True, eq=False)
 class Signal:
     """Rows and terms for one player. The same episode may be several rows (one for each view it is trained under)."""
@@ -123,6 +137,7 @@ class Signal:
     rows: Sequence[Episode]
     terms: Sequence[Term]
     player: str = "student"
+    limit: Limit | None = None
 
     def __post_init__(self) -> None:
         steps = sum(self.lengths)
@@ -152,7 +167,12 @@ class Signal:
     def subset(self, rows: Sequence[int]) -> Signal:
         """The signal of some rows, as a signal of its own (a mini-batch)."""
         at_n = self.steps_of(rows)
-        return Signal([self.rows[row] for row in rows], [term.subset(at_n, rows) for term in self.terms], self.player)
+        terms = [term.subset(at_n, rows) for term in self.terms]
+        return replace(self, rows=[self.rows[row] for row in rows], terms=terms)
+
+    def prepared(self) -> Signal:
+        """The signal with its terms prepared for one update."""
+        return replace(self, terms=[term.prepared() for term in self.terms])
 
 
 def per_step(values: Sequence[float] | Tensor, lengths: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:

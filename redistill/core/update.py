@@ -13,7 +13,7 @@ from torch import Tensor
 
 from redistill.core.domain import Domain
 from redistill.core.ranks import total
-from redistill.core.signal import Losses, Signal, Values
+from redistill.core.signal import Limit, Losses, Signal, Values
 from redistill.objectives.reduce import step_weights
 
 
@@ -27,6 +27,11 @@ class Tally:
         """Add a sum over `count` items."""
         self.pairs[name][0] += value
         self.pairs[name][1] += count
+
+    def merge(self, other: Tally) -> None:
+        """Add all pairs of another tally."""
+        for name, (value, count) in other.pairs.items():
+            self.add(name, value, count)
 
     def means(self) -> dict[str, float]:
         """Mean of each name that has a count."""
@@ -94,22 +99,33 @@ def _observe(tally: Tally, name: str, losses: Losses, active_n: Tensor) -> None:
         tally.add(f"{name}/{what}", float(observed_n[active_n].double().sum()), float(active_n.sum()))
 
 
-def update(signal: Signal, domain: Domain, minibatches: int = 1) -> dict[str, float]:
-    """Do the update(s) of one signal: one step, or one for each of `minibatches` consecutive pieces of its rows.
+def update(
+    signal: Signal, domain: Domain, minibatches: int = 1, orders: Sequence[Sequence[int]] | None = None
+) -> dict[str, float]:
+    """Do the update(s) of one signal: one step, or one for each of `minibatches` consecutive pieces of its rows; so for
+    each of `orders` (an epoch is one order of the rows; None is one epoch, as they are), until the signal's limit.
 
     Returns means for the log. A non-finite loss or gradient skips the step and counts it (`skipped` in the result).
     Over several ranks every decision is taken on sums over them, so that all do the same, those without rows too.
     """
     player = domain.players[signal.player]
     tally, skipped = Tally(), 0
-    for rows in cut(len(signal.rows), minibatches):
-        piece = signal if minibatches == 1 else signal.subset(rows)
+    epochs = [range(len(signal.rows))] if orders is None else orders
+    for rows in [[order[i] for i in part] for order in epochs for part in cut(len(signal.rows), minibatches)]:
+        whole = minibatches == 1 and len(epochs) == 1
+        piece = (signal if whole else signal.subset(rows)).prepared()
         steps = sum(piece.lengths)
         active = any(steps if term.mask_N is None else bool(term.mask_N.any()) for term in piece.terms)
         if not total(torch.tensor(float(active))):
             tally.add("empty_updates", 1.0, 1.0)
             continue
-        loss = float(total(torch.tensor(accumulate(piece, domain, tally), dtype=torch.float64)))
+        seen = Tally()
+        loss = float(total(torch.tensor(accumulate(piece, domain, seen), dtype=torch.float64)))
+        tally.merge(seen)
+        if piece.limit is not None and beyond(seen, piece.limit):
+            player.optimiser.zero_grad(set_to_none=True)
+            tally.add("stopped_early", 1.0, 1.0)
+            break
         sum_gradients(player.parameters)
         tally.add("loss", loss, 1.0)
         if not math.isfinite(loss):
@@ -121,6 +137,15 @@ def update(signal: Signal, domain: Domain, minibatches: int = 1) -> dict[str, fl
         if stepped:
             tally.add("grad_norm", norm, 1.0)
     return {**tally.means(), "skipped": float(skipped)}
+
+
+def beyond(seen: Tally, limit: Limit) -> bool:
+    """Whether the mean of what a mini-batch observed (over all ranks) is above the limit's bound. Raises ValueError for a
+    name that no term observes: the limit would never act."""
+    value, count = total(torch.tensor(seen.pairs.get(limit.observed, [0.0, 0.0]), dtype=torch.float64)).tolist()
+    if not count:
+        raise ValueError(f"the limit looks at {limit.observed!r}, which no term of the signal observed")
+    return bool(value / count > limit.bound)
 
 
 def cut(count: int, pieces: int) -> list[Sequence[int]]:

@@ -53,7 +53,10 @@ class PolicyGradient(Term):
             dual_clip=self.dual_clip, log_ratio_N=log_ratio_n,
         )  # fmt: skip
         gap_n = (logp_n - behaviour_n).detach()
-        return Losses(loss_n, {"clipped": clipped_n, "ratio": gap_n.exp(), "logp_gap": gap_n.abs()})
+        ratio_n = gap_n.exp()
+        # k3 of KL(behaviour || student), what PPO's early stop looks at.
+        observed = {"clipped": clipped_n, "ratio": ratio_n, "logp_gap": gap_n.abs(), "kl": ratio_n - 1.0 - gap_n}
+        return Losses(loss_n, observed)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
