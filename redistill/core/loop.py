@@ -14,7 +14,7 @@ from redistill.core.episode import Group
 from redistill.core.method import Method, Stage
 from redistill.core.runs import Log, RunFolder
 from redistill.core.signal import Signal
-from redistill.core.state import Piece, State, newest_good
+from redistill.core.state import Piece, State, Stateful, newest_good
 from redistill.core.task import Prompt, Task
 from redistill.core.update import update
 from redistill.errors import UserError
@@ -62,7 +62,12 @@ class Run:
     def __post_init__(self) -> None:
         self.log_file, self.samples = Log(self.folder.path / "metrics.jsonl"), Log(self.folder.path / "samples.jsonl")
         self.state = State()
-        parts = {"cursor": self.cursor, "metrics": self.log_file, "samples": self.samples, **self.domain.stateful()}
+        parts: dict[str, Stateful] = {
+            "cursor": self.cursor,
+            "metrics": self.log_file,
+            "samples": self.samples,
+            **self.domain.stateful(),
+        }
         parts |= {f"player-{name}": player for name, player in self.domain.players.items()}
         parts["teachers"] = self.domain.bank
         for stage in self.stages:
@@ -224,11 +229,12 @@ class Run:
     def _reopen(self) -> None:
         """Go on with a finished run that is now asked for more steps; refuse fewer steps than it has."""
         steps, in_main = self._steps(self.stages[-1]), self.cursor.step - self.cursor.stage_began
-        if self.cursor.stage >= len(self.stages) - 1 and steps < in_main:
+        finished = self.cursor.stage == len(self.stages)
+        if self.cursor.stage >= len(self.stages) - 1 and steps < in_main + (not finished):
             raise UserError(
-                f"steps={steps} is fewer than the {in_main} steps that the run in {self.folder.path} has done"
+                f"steps={steps} is no more than the {in_main} steps that the run in {self.folder.path} has done"
             )
-        if self.cursor.stage == len(self.stages) and not self.cursor.done and steps > in_main:
+        if finished and not self.cursor.done and steps > in_main:
             self.cursor.stage -= 1
             self.cursor.evaluations.pop("after", None)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any
 
@@ -22,14 +22,25 @@ from redistill.core.specs import DivergenceKind, Normaliser, Support, TeacherWei
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """Weights x one context per row. A row whose context is None has no teacher: terms must mask it."""
+    """Weights x one context per row. A row whose context is None has no teacher: terms must mask it.
+
+    Teachers are compared by identity; that of some of the rows counts as the one it came from, so that whoever holds the
+    whole (a custom ratio) finds what was measured for the part.
+    """
 
     weights: TeacherWeights
     contexts: tuple[Any | None, ...]
+    origin: Teacher | None = field(default=None, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Teacher) and (self.origin or self) is (other.origin or other)
+
+    def __hash__(self) -> int:
+        return id(self.origin or self)
 
     def subset(self, rows: Sequence[int]) -> Teacher:
         """The teacher of some of the rows."""
-        return Teacher(self.weights, tuple(self.contexts[row] for row in rows))
+        return Teacher(self.weights, tuple(self.contexts[row] for row in rows), self.origin or self)
 
 
 class Quantity:
@@ -118,7 +129,15 @@ class Term(ABC):
                 changed[item.name] = value[at_n]
             elif isinstance(value, Teacher):
                 changed[item.name] = value.subset(rows)
+            elif isinstance(value, tuple) and any(isinstance(entry, Quantity) for entry in value):
+                changed[item.name] = tuple(_of_rows(quantity, rows) for quantity in value)
         return replace(self, **changed)
+
+
+def _of_rows(quantity: Quantity, rows: Sequence[int]) -> Quantity:
+    """A quantity that a term reads, of some rows only."""
+    teacher = getattr(quantity, "teacher", None)
+    return quantity if teacher is None else replace(quantity, teacher=teacher.subset(rows))  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -148,9 +167,10 @@ class Signal:
                     raise ValueError(
                         f"term {term.name}: {item.name} has shape {tuple(value.shape)}, rows have {steps} steps"
                     )
-                if isinstance(value, Teacher) and len(value.contexts) != len(self.rows):
+            for teacher in {q.teacher for q in term.quantities() if hasattr(q, "teacher")}:
+                if len(teacher.contexts) != len(self.rows):
                     raise ValueError(
-                        f"term {term.name}: {len(value.contexts)} teacher contexts for {len(self.rows)} rows"
+                        f"term {term.name}: {len(teacher.contexts)} teacher contexts for {len(self.rows)} rows"
                     )
 
     @property
