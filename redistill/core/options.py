@@ -7,6 +7,7 @@ option is read all come from the same place.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -90,11 +91,13 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
             number = float(text)
         except ValueError:
             raise UserError(f"{name}={value!r} is not a {'whole number' if kind is int else 'number'}") from None
-        if number != number:
-            raise UserError(f"{name}={value!r} is not a number")
-        if kind is int and number != int(number):
+        if not math.isfinite(number):
+            raise UserError(f"{name}={value!r} is not a finite number")
+        if kind is float:
+            return number
+        if number != int(number):
             raise UserError(f"{name}={value!r} is not a whole number")
-        return kind(number)
+        return int(text) if text.lstrip("+-").isdecimal() else int(number)  # a float has 53 bits, a seed may have more
     if kind in SPECS:
         return value if isinstance(value, kind) else kind.parse(text)
     if kind is str:
