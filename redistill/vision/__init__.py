@@ -1,0 +1,1 @@
+"""The vision domain: a step is one prediction, a row one image."""
