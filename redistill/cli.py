@@ -62,7 +62,7 @@ def parser() -> Parser:
     one.add_argument("slug")
     one.add_argument("--seeds", default=None, help="comma-separated (default 0,1,2)")
     one.add_argument("--quick", action="store_true", help="a smaller version, for CI; writes to --out only")
-    one.add_argument("--model", default="pocket", help="pocket (default) or smollm2-135m, where the experiment has one")
+    one.add_argument("--model", help="the model, where there are experiments on several (default: the first)")
     one.add_argument("--out", type=Path, default=None, help="folder of the evidence (default: evidence/<slug>)")
 
     one = verbs.add_parser("eval", help="evaluate a saved model or a run")

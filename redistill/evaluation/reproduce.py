@@ -22,16 +22,18 @@ START = "start"
 
 
 def reproduce(
-    slug: str, *, seeds: Sequence[int], quick: bool = False, model: str = "pocket", out: Path | None = None
+    slug: str, *, seeds: Sequence[int], quick: bool = False, model: str | None = None, out: Path | None = None
 ) -> dict[str, Any]:
     """Run the experiment of a method and write its evidence; returns the verdict that was written."""
     from redistill.reporting.curves import plot_evidence
 
     began = time.monotonic()
     experiment = experiment_of(slug, model)
-    name = slug if model == "pocket" else f"{slug}-{model}"
+    model = str(experiment.base["model"])
+    first = experiment is experiment_of(slug)
+    name = slug if first else f"{slug}-{model}"
     work = Path("runs") / "reproduce" / (name + ("-quick" if quick else ""))
-    target = out or (work / "evidence" if quick else Path("evidence") / slug / ("" if model == "pocket" else model))
+    target = out or (work / "evidence" if quick else Path("evidence") / slug / ("" if first else model))
     target.mkdir(parents=True, exist_ok=True)
     tuned, search = _tune(experiment, work, quick)
     results = {
@@ -44,7 +46,7 @@ def reproduce(
     verdict = _verdict(experiment, results, seeds, search, tuned)
     command = f"redistill reproduce {slug} --seeds {','.join(map(str, seeds))}" + (" --quick" if quick else "")
     verdict |= {
-        "command": command + ("" if model == "pocket" else f" --model {model}"),
+        "command": command + ("" if first else f" --model {model}"),
         "minutes": round(sum(r["seconds"] for rows in results.values() for r in rows) / 60, 1),
         "minutes_wall": round((time.monotonic() - began) / 60, 1), "versions": versions(),
     }  # fmt: skip
@@ -134,6 +136,13 @@ def _difference(results: Mapping[str, list[dict[str, Any]]], pair: tuple[str, st
     }
 
 
+def _measures(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[float]]:
+    """Every other number of the final evaluations, a value for each seed."""
+    finals = [result["evaluations"]["after"] for result in rows]
+    names = [key for key, value in finals[0].items() if isinstance(value, (int, float)) and key not in ("step", metric)]
+    return {name: [final[name] for final in finals] for name in names}
+
+
 def _reached(difference: Mapping[str, Any]) -> str:
     if difference["low"] > 0:
         return "shown"
@@ -156,6 +165,7 @@ def _verdict(
             "options": {**experiment.arms[name].options, **tuned.get(experiment.arms[name].tuned_as or name, {})},
             "per_seed": _values(results, name, metric),
             "length": [result["evaluations"]["after"].get("length") for result in rows],
+            "measures": _measures(rows, metric),
             "cost": {
                 "generations": [result["generations"] for result in rows],
                 "tokens": [result["generated_tokens"] for result in rows], "seconds": [result["seconds"] for result in rows],

@@ -5,20 +5,23 @@ from __future__ import annotations
 from redistill.errors import UserError, nearest
 from redistill.experiments.base import Experiment
 from redistill.experiments.opsd import OPSD_POCKET, OPSD_SMOLLM2
+from redistill.experiments.ps_kd import PS_KD_DIGITS, PS_KD_MNIST
 from redistill.experiments.sdpo import SDPO_POCKET, SDPO_SMOLLM2
 
 ALL: dict[tuple[str, str], Experiment] = {
     (experiment.slug, str(experiment.base["model"])): experiment
-    for experiment in (SDPO_POCKET, SDPO_SMOLLM2, OPSD_POCKET, OPSD_SMOLLM2)
+    for experiment in (SDPO_POCKET, SDPO_SMOLLM2, OPSD_POCKET, OPSD_SMOLLM2, PS_KD_DIGITS, PS_KD_MNIST)
 }
 
 
-def experiment_of(slug: str, model: str) -> Experiment:
-    """The experiment of a method on a model; a UserError names what there is."""
+def experiment_of(slug: str, model: str | None = None) -> Experiment:
+    """The experiment of a method on a model (its first one without a name); a UserError names what there is."""
     slugs = {known for known, _ in ALL}
     if slug not in slugs:
         raise UserError(f"there is no experiment for {slug!r}{nearest(slug, slugs)}")
     models = [known for own, known in ALL if own == slug]
+    if model is None:
+        return ALL[slug, models[0]]
     if model not in models:
         raise UserError(f"the experiment of {slug} runs on {' and '.join(models)}, not on {model!r}")
     return ALL[slug, model]
