@@ -30,7 +30,7 @@ PS_KD_DIGITS = Experiment(
         "table against a copy of the last epoch": ("ps-kd", "ps-kd copy"),
         "without label noise": ("ps-kd clean", "ce clean"),
     },
-    grid={"learning_rate": [0.01, 0.03, 0.1]},
+    grid={"learning_rate": [0.01, 0.02, 0.03, 0.05, 0.1]},
     budget="60 epochs of 500 images for each arm (240 updates of 125); kd has 60 more for its teacher",
     quick={"steps": 16, "eval_every": 0, "milestones": ""},
 )  # fmt: skip
@@ -56,7 +56,7 @@ PS_KD_MNIST = Experiment(
         "against a trained teacher's predictions (twice the cost)": ("ps-kd", "kd"),
         "own prediction against another image's": ("ps-kd", "ps-kd shuffled"),
     },
-    grid={"learning_rate": [0.01, 0.03, 0.1]},
+    grid={"learning_rate": [0.01, 0.02, 0.03, 0.05, 0.1]},
     budget="30 epochs of 1,000 images for each arm (240 updates of 125); kd has 30 more for its teacher",
     quick={"steps": 16, "eval_every": 0, "milestones": ""},
 )  # fmt: skip

@@ -167,7 +167,7 @@ def load_model(path: str, *, side: int, classes: int, dtype: torch.dtype = torch
     if (config["side"], config["classes"]) != (side, classes):
         raise UserError(
             f"model {path!r} reads {config['side']}x{config['side']} images of {config['classes']} classes, "
-            f"the task has {side}x{side} images of {classes}"
+            f"the task has {side}x{side} images of {classes} classes"
         )
     given = ",".join(f"{key}={value}" for key, value in config["options"].items())
     kind, options = named(f"{config['model']}:{given}", "vision model", KINDS)
