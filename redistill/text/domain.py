@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -251,6 +252,8 @@ class TextDomain:
     def save(self, folder: Path) -> None:
         """Save as ordinary transformers files."""
         try:
+            for left in folder.parent.glob(f".{folder.name}.*-*"):  # of a process that was killed: a run has one writer
+                shutil.rmtree(left)
             save_model(self.lm, folder)
         except (OSError, SafetensorError) as error:
             raise UserError(
