@@ -27,7 +27,9 @@ def section(path: Path) -> str:
     folder = path.parent.relative_to(ROOT)
     name = "/".join(folder.parts[1:])
     lines = [f"\n## {name}: {v['verdict']}\n", f"{v['claim']}.\n"]
-    lines.append(f"`{v['difference']['of']}` in {v['metric']}: **{words(v['difference'])}** ({len(v['seeds'])} seeds, {v['budget']}).\n")
+    lines.append(
+        f"`{v['difference']['of']}` in {v['metric']}: **{words(v['difference'])}** ({len(v['seeds'])} seeds, {v['budget']}).\n"
+    )
     lines.append(f"| arm | {v['metric']} by seed | mean | length | generations |\n|---|---|---|---|---|")
     start = v.get("start")
     if start:
@@ -38,14 +40,24 @@ def section(path: Path) -> str:
         length = f"{sum(lengths) / len(lengths):.1f}" if lengths else ""
         made = facts["cost"].get("generations") or []
         generations = f"{sum(made) / len(made):.0f}" if made else ""
-        lines.append(f"| {arm} | {' '.join(f'{x:.3f}' for x in values)} | {sum(values) / len(values):.3f} | {length} | {generations} |")
+        lines.append(
+            f"| {arm} | {' '.join(f'{x:.3f}' for x in values)} | {sum(values) / len(values):.3f} | {length} | {generations} |"
+        )
     lines.append("\n| control | difference | reads |\n|---|---|---|")
     lines += [f"| {name} | {words(d)} | {d['reads']} |" for name, d in v["controls"].items()]
     if v.get("tuning"):
-        grid = "; ".join(f"{arm}: {t['key']} {t['chosen']:g} of {', '.join(t['scores'])}" for arm, t in v["tuning"].items())
-        lines.append(f"\nTuned on seed {next(iter(v['tuning'].values()))['seed']}, the same grid for every arm: {grid}.")
+        grid = "; ".join(
+            f"{arm}: {t['key']} {t['chosen']:g} of {', '.join(t['scores'])}" for arm, t in v["tuning"].items()
+        )
+        lines.append(
+            f"\nTuned on seed {next(iter(v['tuning'].values()))['seed']}, the same grid for every arm: {grid}."
+        )
     if v.get("premise"):
-        kept = {k: x for k, x in v["premise"].items() if k in ("accuracy", "accuracy_in_context", "accuracy_wrong_context", "utility")}
+        kept = {
+            k: x
+            for k, x in v["premise"].items()
+            if k in ("accuracy", "accuracy_in_context", "accuracy_wrong_context", "utility")
+        }
         if kept:
             lines.append("\nPremise (start model): " + ", ".join(f"{k} {x:.3f}" for k, x in kept.items()) + ".")
     if v.get("note"):

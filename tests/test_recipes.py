@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from redistill.build import prepare, settings
 from redistill.config import load_recipe, recipe_names
 from redistill.reporting.terminal import reporter
 
-QUICK = {"steps": 1, "eval_prompts": 8, "save_model": "false", "eval_samples": 0, "eval_every": 0, "warm_start_steps": 1}
+QUICK = {
+    "steps": 1,
+    "eval_prompts": 8,
+    "save_model": "false",
+    "eval_samples": 0,
+    "eval_every": 0,
+    "warm_start_steps": 1,
+}
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -26,7 +26,8 @@ SMALL = "steps=6 save_every=2 prompts_per_step=2 group_size=4 max_new_tokens=16 
 RUNS = {
     "grpo": f"grpo {SMALL} learning_rate=0.001 kl=0.1 minibatches=2 warmup_steps=3",
     "sdpo": f"sdpo {SMALL} learning_rate=0.001 teacher=ema(0.3) grpo_weight=0.5",
-    "opd": f"opd {SMALL} learning_rate=0.001 teacher=checkpoint(pocket) teacher_view=with_solution on_policy=0.5 lora_rank=2",
+    "opd": f"opd {SMALL} learning_rate=0.01 teacher=checkpoint(pocket) teacher_view=with_solution on_policy=0.5 "
+    "lora_rank=2",
     "two-stages": f"sdpo {SMALL} learning_rate=0.001 steps=4 warm_start_steps=3 teacher=ema(0.3) epochs=2",
 }
 PRELOAD = [

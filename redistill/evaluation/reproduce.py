@@ -162,7 +162,7 @@ def _verdict(
     before = next(iter(results.values()))[0]["evaluations"]["before"]
     arms = {
         name: {
-            "options": {**experiment.arms[name].options, **tuned.get(experiment.arms[name].tuned_as or name, {})},
+            "options": dict(experiment.arms[name].options) | dict(tuned.get(experiment.arms[name].tuned_as or name) or {}),
             "per_seed": _values(results, name, metric),
             "length": [result["evaluations"]["after"].get("length") for result in rows],
             "measures": _measures(rows, metric),

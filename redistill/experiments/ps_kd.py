@@ -4,6 +4,14 @@ from redistill.experiments.base import Arm, Experiment
 
 NOISY, CLEAN = "digits:train=500,noise=0.3,augment=1", "digits:train=500,noise=0,augment=1"
 
+FIXED = {
+    "ce at 0.05": Arm("ce"),
+    "label smoothing at 0.05": Arm("ce", {"label_smoothing": 0.1}),
+    "ps-kd at 0.05": Arm("ps-kd"),
+    "ps-kd shuffled at 0.05": Arm("ps-kd", {"shuffled": "true"}),
+}
+"""The specification's own protocol, and the paper's: one learning rate for all, tuned for none (`tuned_as` is the arm itself)."""
+
 PS_KD_DIGITS = Experiment(
     slug="ps-kd",
     claim="with 30% of 500 training labels redrawn, PS-KD (alpha_T 0.8, linear) classifies clean held-out digits better than cross-entropy",
@@ -21,6 +29,7 @@ PS_KD_DIGITS = Experiment(
         "ps-kd shuffled": Arm("ps-kd", {"shuffled": "true"}, tuned_as="ps-kd"),
         "ce clean": Arm("ce", {"task": CLEAN}),
         "ps-kd clean": Arm("ps-kd", {"task": CLEAN}),
+        **{name: Arm(arm.method, {**arm.options, "learning_rate": 0.05}, tuned_as=name) for name, arm in FIXED.items()},
     },
     compare=("ps-kd", "ce"),
     controls={
@@ -29,6 +38,9 @@ PS_KD_DIGITS = Experiment(
         "own prediction against another image's": ("ps-kd", "ps-kd shuffled"),
         "table against a copy of the last epoch": ("ps-kd", "ps-kd copy"),
         "without label noise": ("ps-kd clean", "ce clean"),
+        "at one rate for all, 0.05: against cross-entropy": ("ps-kd at 0.05", "ce at 0.05"),
+        "at 0.05: against label smoothing 0.1": ("ps-kd at 0.05", "label smoothing at 0.05"),
+        "at 0.05: own prediction against another image's": ("ps-kd at 0.05", "ps-kd shuffled at 0.05"),
     },
     grid={"learning_rate": [0.01, 0.02, 0.03, 0.05, 0.1]},
     budget="60 epochs of 500 images for each arm (240 updates of 125); kd has 60 more for its teacher",

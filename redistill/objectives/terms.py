@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from redistill.core.signal import (
-    CapturedMass, DivergenceOf, EntropyOf, LogProb, Losses, Quantity, Teacher, TeacherLogProb, Term, Values,
+    CapturedMass,
+    DivergenceOf,
+    EntropyOf,
+    LogProb,
+    Losses,
+    Quantity,
+    Teacher,
+    TeacherLogProb,
+    Term,
+    Values,
 )  # fmt: skip
 from redistill.core.specs import DivergenceKind, Support
 from redistill.objectives.estimators import estimate

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from redistill.text.settings import Settings
 from redistill.errors import UserError
+from redistill.text.settings import Settings
 
 
 def refuse_truncated_sampling(slug: str, config: Settings) -> None:

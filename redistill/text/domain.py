@@ -13,12 +13,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from redistill.text.settings import Settings
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group
 from redistill.core.players import Player
 from redistill.core.signal import (
-    CapturedMass, DivergenceOf, Quantity, Signal, Teacher, TeacherLogProb,
+    CapturedMass,
+    DivergenceOf,
+    Quantity,
+    Signal,
+    Teacher,
+    TeacherLogProb,
 )  # fmt: skip
 from redistill.core.specs import TeacherWeights
 from redistill.core.state import Stateful
@@ -30,6 +34,7 @@ from redistill.text.evaluate import evaluate
 from redistill.text.head import TeacherPart, TeacherStates, at_least_float32, measure
 from redistill.text.models import Head, LanguageModel, compare_tokenizers, load_model, save_model
 from redistill.text.sampling import Sampling, attention_windows, sample
+from redistill.text.settings import Settings
 from redistill.text.views import VIEWS, WORDINGS, Evidence
 
 TokenIds = tuple[int, ...]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from redistill.text.settings import Settings
 from redistill.core.task import Prompt, Task, checked_verdict
 from redistill.errors import UserError
 from redistill.evaluation.intervals import pass_at_k, wilson
 from redistill.text.models import LanguageModel
 from redistill.text.sampling import Sampled, Sampling, sample
+from redistill.text.settings import Settings
 from redistill.text.views import VIEWS, WORDINGS, Evidence
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from redistill.core.episode import behaviour, flat
-from redistill.core.signal import LogProb, Signal, Teacher, TeacherLogProb, per_step
+from redistill.core.signal import LogProb, Losses, Signal, Teacher, TeacherLogProb, Term, per_step
 from redistill.core.specs import DivergenceKind, Normaliser, Support, TeacherWeights
 from redistill.core.update import Tally, accumulate, cut, update
 from redistill.objectives.terms import Divergence, Likelihood, PolicyGradient
@@ -89,6 +89,42 @@ def test_a_wild_row_behind_the_mask_does_not_matter() -> None:
     for p, q in zip(one.player.parameters.values(), other.player.parameters.values()):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-15)
     assert both.means() == pytest.approx(first.means())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scaled(Term):
+    """Minus the log-prob, times a factor of the step's own."""
+
+    name: str = "scaled"
+    factor_N: torch.Tensor
+
+    def quantities(self) -> tuple[Any, ...]:
+        return (LogProb(),)
+
+    def losses(self, values: Any, at_n: torch.Tensor, lengths: Any) -> Losses:
+        return Losses(-values[LogProb()] * self.factor_N[at_n], {})
+
+
+@pytest.mark.parametrize("wild", [float("inf"), float("nan")])
+def test_an_infinite_slope_behind_the_mask_does_not_reach_its_neighbours(wild: float) -> None:
+    gradients = []
+    for factor in (wild, 0.0):
+        domain = ToyDomain()
+        term = Scaled(
+            factor_N=torch.tensor([1.0, factor, 2.0], dtype=torch.float64), mask_N=torch.tensor([True, False, True])
+        )
+        accumulate(Signal([toy_row(3)], [term]), domain, Tally())
+        gradients.append(torch.cat([p.grad.flatten() for p in domain.player.parameters.values()]))
+    assert bool(gradients[0].isfinite().all())
+    assert torch.equal(*gradients)
+
+
+def test_an_infinite_slope_in_front_of_the_mask_is_skipped_not_hidden() -> None:
+    domain = ToyDomain()
+    before = weights(domain)
+    term = Scaled(factor_N=torch.tensor([1.0, float("inf")], dtype=torch.float64))
+    assert update(Signal([toy_row(2)], [term]), domain)["skipped"] == 1.0
+    assert torch.equal(weights(domain), before)
 
 
 def sliced(term: Any) -> dict[str, Any]:

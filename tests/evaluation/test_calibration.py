@@ -24,6 +24,7 @@ def test_calibration_error_by_its_definition(bins):
 
 def test_bins_hold_their_upper_edge_and_a_certain_prediction_has_one():
     assert calibration_error(np.array([0.5, 0.4]), np.array([1, 0]), 2) == pytest.approx(abs(1 - 0.9) / 2)
+    assert calibration_error(np.array([0.5, 0.6]), np.array([1, 0]), 2) == pytest.approx((0.5 + 0.6) / 2)
     assert calibration_error(np.array([1.0]), np.array([1]), 15) == 0.0
 
 

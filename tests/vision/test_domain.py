@@ -6,9 +6,12 @@ import json
 
 import pytest
 import torch
+from redistill.build import prepare, settings
 from redistill.cli import main
+from redistill.config import load_recipe
 from redistill.errors import UserError
 from redistill.evaluation.calibration import calibration_error
+from redistill.experiments import experiment_of
 
 from vision_lab import SMALL, Lab
 
@@ -91,3 +94,22 @@ def test_the_settings_and_names_need_no_torch():
     names = ", ".join(f"redistill.vision.{name}" for name in ("settings", "tasks", "naming"))
     code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["ps-kd", "ce", "kd"])
+def test_recipes_run_as_they_are(name, tmp_path):
+    recipe = load_recipe(name)
+    given = {**recipe.run, **recipe.options, "steps": 3, "eval_prompts": 20}
+    run = prepare(recipe.method, given, out=tmp_path, report=lambda event, facts: None)
+    result = run.go(False)
+    run.close()
+    assert result["skipped_updates"] == 0
+
+
+@pytest.mark.parametrize("model", [None, "resnet"])
+def test_the_experiments_read(model):
+    experiment = experiment_of("ps-kd", model)
+    for arm in experiment.arms.values():
+        settings(arm.method, {**experiment.base, **arm.options})
+    named = {arm for pair in (experiment.compare, *experiment.controls.values()) for arm in pair}
+    assert named <= set(experiment.arms)
