@@ -27,7 +27,8 @@ def plot_evidence(
             curves.append(points)
             axes.plot(*zip(*points), color=colour, alpha=0.3, linewidth=0.8)
         mean = [(step, sum(curve[i][1] for curve in curves) / len(curves)) for i, (step, _) in enumerate(curves[0])]
-        axes.plot(*zip(*mean), color=colour, linewidth=2, label=arm)
+        dash = "-" if number < 10 else "--"  # the ten colours come round again
+        axes.plot(*zip(*mean), color=colour, linewidth=2, label=arm, linestyle=dash)
     gap = verdict["difference"]
     axes.set_title(
         f"{experiment.slug}: {verdict['verdict']}   {gap['of']} = {gap['estimate']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",
