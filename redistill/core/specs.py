@@ -126,24 +126,39 @@ class Support:
         return f"top_k({self.k}, of={self.of}, tail={'true' if self.tail else 'false'})"
 
 
-TEACHERS = {"live": 0, "frozen": 0, "ema": 1, "sync": 1, "trust_region": 1, "checkpoint": 1, "stored": 0}
+TEACHERS = {
+    "live": 0, "frozen": 0, "ema": 1, "slowing_ema": 4, "sync": 1, "trust_region": 1, "checkpoint": 1, "stored": 0,
+}  # fmt: skip
 """Teacher weights and how many arguments each takes."""
 
 
 @dataclass(frozen=True)
 class TeacherWeights:
-    """Whose weights the teacher uses. `ema(rate)`: new = (1-rate)*old + rate*student after each update; `sync(every)`:
-    a copy refreshed every so many updates; `trust_region(rate)`: log q = (1-rate) log q_first + rate log q_live, both
-    reading the teacher's view; `checkpoint(path)`: another saved model; `stored`: none, a row's context is
-    itself the teacher's distribution, which the method keeps (a table of earlier predictions)."""
+    """Whose weights the teacher uses. `ema(rate)`: new = (1-rate)*old + rate*student after each update;
+    `slowing_ema(first, slope, last, delay)`: the same with a rate that falls, `first` for `delay` updates, then lower by
+    `slope` at each, down to `last`; `sync(every)`: a copy refreshed every so many updates; `trust_region(rate)`:
+    log q = (1-rate) log q_first + rate log q_live, both reading the teacher's view; `checkpoint(path)`: another saved
+    model; `stored`: none, a row's context is itself the teacher's distribution, which the method keeps (a table of
+    earlier predictions)."""
 
     name: str
     rate: float = 0.0
     path: str = ""
+    slope: float = 0.0
+    last: float = 0.0
+    delay: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in TEACHERS:
             raise UserError(f"teacher {self.name!r} is unknown{nearest(self.name, TEACHERS)}")
+        if self.name == "slowing_ema":
+            if not (0.0 <= self.last <= self.rate <= 1.0 and 0.0 <= self.slope <= 1.0):
+                raise UserError(
+                    "teacher slowing_ema needs 0 <= last <= first <= 1 and a slope between 0 and 1, got first "
+                    f"{self.rate:g}, slope {self.slope:g}, last {self.last:g}"
+                )
+            if not (math.isfinite(self.delay) and self.delay >= 0 and self.delay == int(self.delay)):
+                raise UserError(f"teacher slowing_ema needs a whole number of updates of delay, got {self.delay:g}")
         if self.name in ("ema", "trust_region") and not 0.0 <= self.rate <= 1.0:
             raise UserError(f"teacher {self.name} needs a rate between 0 and 1, got {self.rate:g}")
         if self.name == "sync" and not (math.isfinite(self.rate) and self.rate >= 1 and self.rate == int(self.rate)):
@@ -153,15 +168,27 @@ class TeacherWeights:
 
     @classmethod
     def parse(cls, text: str) -> TeacherWeights:
-        """Read "live", "frozen", "ema(0.05)", "sync(10)", "trust_region(0.05)" or "checkpoint(path)"."""
+        """Read "live", "frozen", "ema(0.05)", "slowing_ema(0.75, 0.005, 0.001, 0)", "sync(10)", "trust_region(0.05)" or
+        "checkpoint(path)"."""
         name, args, keywords = parse_call(text, "teacher")
         if keywords or len(args) != TEACHERS.get(name, len(args)):
-            raise UserError(f"teacher {text!r} is not of the form {name}{'(value)' if TEACHERS.get(name) else ''}")
+            form = {0: "", 1: "(value)", 4: "(first, slope, last, delay)"}[TEACHERS.get(name, 0)]
+            raise UserError(f"teacher {text!r} is not of the form {name}{form}")
         if name == "checkpoint":
             return cls(name, path=args[0])
-        return cls(name, _number(args[0], f"teacher {name}") if args else 0.0)
+        numbers = [_number(arg, f"teacher {name}") for arg in args]
+        rate, slope, last, delay = [*numbers, 0.0, 0.0, 0.0, 0.0][:4]
+        return cls(name, rate, slope=slope, last=last, delay=delay)
+
+    def rate_at(self, update: int) -> float:
+        """The rate with which an ema or slowing_ema takes the student in after update `update`, counted from 0."""
+        if self.name != "slowing_ema":
+            return self.rate
+        return max(self.last, self.rate - self.slope * max(0.0, update - self.delay))
 
     def __str__(self) -> str:
+        if self.name == "slowing_ema":
+            return f"{self.name}({', '.join(map(_plain, (self.rate, self.slope, self.last, self.delay)))})"
         argument = self.path if self.name == "checkpoint" else _plain(self.rate)
         return f"{self.name}({argument})" if TEACHERS[self.name] else self.name
 

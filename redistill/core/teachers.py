@@ -49,7 +49,7 @@ class TeacherBank:
                 self.others.setdefault(spec.path, self.load(spec.path))
             elif spec.name in ("frozen", "trust_region"):
                 self._copy("frozen", TeacherWeights("frozen"))
-            elif spec.name in ("ema", "sync"):
+            elif spec.name in ("ema", "slowing_ema", "sync"):
                 self._copy(_key(spec), spec)
 
     def _copy(self, key: str, spec: TeacherWeights) -> None:
@@ -78,13 +78,14 @@ class TeacherBank:
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Evolve the copies, once for each step (all its mini-batches done); `step` counts from 1 since the copies were
-        made or refreshed. ema: new = (1-r) old + r student, buffers too (a counter is copied)."""
+        made or refreshed. ema: new = (1-r) old + r student with r of this step, buffers too (a counter is copied)."""
         now = self.player.tensors
         for key, spec in self.specs.items():
-            if spec.name == "ema":
+            if spec.name in ("ema", "slowing_ema"):
+                rate = spec.rate_at(step - 1)
                 for name, old in self.copies[key].items():
                     new = now[name].detach()
-                    old.lerp_(new, spec.rate) if old.is_floating_point() else old.copy_(new)
+                    old.lerp_(new, rate) if old.is_floating_point() else old.copy_(new)
             elif spec.name == "sync" and step % int(spec.rate) == 0:
                 for name, old in self.copies[key].items():
                     old.copy_(now[name].detach())
@@ -111,6 +112,8 @@ class TeacherBank:
 
 
 def _key(spec: TeacherWeights) -> str:
+    if spec.name == "slowing_ema":
+        return "-".join([spec.name, *(repr(number) for number in (spec.rate, spec.slope, spec.last, spec.delay))])
     return f"{spec.name}-{spec.rate!r}"
 
 

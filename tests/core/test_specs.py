@@ -25,6 +25,11 @@ MEANINGS = [
     (TeacherWeights, "frozen", TeacherWeights("frozen")),
     (TeacherWeights, "ema(0.05)", TeacherWeights("ema", 0.05)),
     (TeacherWeights, "ema(0)", TeacherWeights("ema", 0.0)),
+    (
+        TeacherWeights,
+        "slowing_ema(1, 0.0075, 0.001, 75)",
+        TeacherWeights("slowing_ema", 1.0, slope=0.0075, last=0.001, delay=75),
+    ),
     (TeacherWeights, "sync(10)", TeacherWeights("sync", 10)),
     (TeacherWeights, "trust_region(1)", TeacherWeights("trust_region", 1.0)),
     (TeacherWeights, "checkpoint(org/some-model)", TeacherWeights("checkpoint", path="org/some-model")),
@@ -74,6 +79,31 @@ MISTAKES = [
     (TeacherWeights, "trust_region(-0.1)", "teacher trust_region needs a rate between 0 and 1, got -0.1"),
     (TeacherWeights, "ema(nan)", "teacher ema needs a rate between 0 and 1, got nan"),
     (TeacherWeights, "ema(slow)", "teacher ema needs a number, got 'slow'"),
+    (
+        TeacherWeights,
+        "slowing_ema(0.5)",
+        "'slowing_ema(0.5)' is not of the form slowing_ema(first, slope, last, delay)",
+    ),
+    (
+        TeacherWeights,
+        "slowing_ema(0.5, 0, 0.6, 0)",
+        "needs 0 <= last <= first <= 1 and a slope between 0 and 1, got first 0.5",
+    ),
+    (
+        TeacherWeights,
+        "slowing_ema(nan, 0, 0, 0)",
+        "needs 0 <= last <= first <= 1 and a slope between 0 and 1, got first nan",
+    ),
+    (
+        TeacherWeights,
+        "slowing_ema(1, 0, 0, 1.5)",
+        "teacher slowing_ema needs a whole number of updates of delay, got 1.5",
+    ),
+    (
+        TeacherWeights,
+        "slowing_ema(1, 0, 0, inf)",
+        "teacher slowing_ema needs a whole number of updates of delay, got inf",
+    ),
     (TeacherWeights, "sync(0)", "teacher sync needs a whole number of updates, 1 or more, got 0"),
     (TeacherWeights, "sync(2.5)", "teacher sync needs a whole number of updates, 1 or more, got 2.5"),
     (TeacherWeights, "checkpoint()", "teacher 'checkpoint()' is not of the form checkpoint(value)"),

@@ -42,6 +42,21 @@ def test_ema_is_the_weighted_sum_of_all_students(rate: float) -> None:
         assert torch.equal(copy_of(domain.bank, spec), seen[0 if rate == 0 else -1])
 
 
+def test_slowing_ema_takes_in_less_and_less() -> None:
+    """Decay 1 - rate of CRD (arXiv 2603.14128): .25 + .005 t up to .999; and 0 for 75 updates, then .0075 a update."""
+    old = TeacherWeights("slowing_ema", 0.75, slope=0.005, last=0.001)
+    assert [1 - old.rate_at(t) for t in (0, 100, 150, 1000)] == pytest.approx([0.25, 0.75, 0.999, 0.999])
+    sampler = TeacherWeights("slowing_ema", 1.0, slope=0.0075, last=0.001, delay=75)
+    assert [1 - sampler.rate_at(t) for t in (0, 75, 77, 209)] == pytest.approx([0.0, 0.0, 0.015, 0.999])
+    domain, spec = ToyDomain(), TeacherWeights("slowing_ema", 1.0, slope=0.25, last=0.5, delay=1)
+    seen = walk(domain, [spec, TeacherWeights("slowing_ema", 1.0, slope=0.25, last=0.5, delay=2)], 5)
+    assert len(domain.bank.copies) == 2
+    expected = seen[2]  # rates 1, 1, .75, .5, .5
+    for rate, student in zip((0.75, 0.5, 0.5), seen[3:]):
+        expected = (1 - rate) * expected + rate * student
+    torch.testing.assert_close(copy_of(domain.bank, spec), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(("every", "copied_at"), [(1, 5), (2, 4), (3, 3), (7, 0)])
 def test_sync_copies_every_so_many_steps(every: int, copied_at: int) -> None:
     domain, spec = ToyDomain(), TeacherWeights("sync", every)
