@@ -88,7 +88,7 @@ class FlowGRPO(Method):
         mask_N = torch.cat([torch.arange(length) < trained for length in lengths])
         terms: list[Term] = [
             PolicyGradient(
-                advantage_N=per_step(advantage, lengths), behaviour_N=behaviour(rows), clip_low=self.clip,
+                advantage_N=per_step(advantage, lengths, torch.float64), behaviour_N=behaviour(rows), clip_low=self.clip,
                 clip_high=self.clip, mask_N=mask_N,
             )
         ]  # fmt: skip
