@@ -1,0 +1,101 @@
+"""The command line: what it prints, and that a user's mistake is one sentence and exit status 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from redistill.cli import LATER, main
+from redistill.evaluation.saved import evaluate_saved
+
+RUN = [
+    "run",
+    "sft",
+    "--json",
+    "--steps",
+    "2",
+    "--set",
+    "eval_prompts=12",
+    "--set",
+    "max_new_tokens=16",
+    "--set",
+    "learning_rate=0.003",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose learning rate is large enough to change the answers."""
+    path = tmp_path_factory.mktemp("runs") / "one"
+    assert main([*RUN, "--out", str(path)]) == 0
+    return path
+
+
+def test_list_prints_json_with_the_contracts_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"sft", "rft", "grpo", "opd", "opsd", "sdpo", "ps-kd", "crd"} <= {row["slug"] for row in rows}
+    for row in rows:
+        assert {"slug", "title", "paper", "family", "axes", "objective", "recipe", "evidence", "scale"} <= set(row)
+        assert row["evidence"] in ("shown", "not shown", "opposite", "none")
+
+
+def test_eval_of_a_run_measures_its_trained_weights(folder: Path) -> None:
+    after = json.loads((folder / "result.json").read_text())["evaluations"]
+    again = evaluate_saved(str(folder), None, 0, None, {})
+    assert again["outcomes"] == after["after"]["outcomes"]
+    assert again["length"] == after["after"]["length"] != after["before"]["length"]
+    assert again["step"] == 2
+
+
+def test_eval_of_the_saved_model_agrees_with_its_run(folder: Path) -> None:
+    run = evaluate_saved(str(folder), None, 0, None, {})
+    model = evaluate_saved(str(folder / "model"), "sums", 0, 12, {"max_new_tokens": "16"})
+    assert model["outcomes"] == run["outcomes"]
+    assert model["length"] == run["length"]
+
+
+def test_eval_prints_json_only_and_samples_k(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(folder), "-k", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["k"] == 2
+    assert result["avg_at_k"] <= result["pass_at_k"] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["runn"], "run"),
+        (["run"], "method"),
+        (["run", "grpoo"], "grpo"),
+        (["run", "sft", "--set", "learning_rat=1"], "learning_rate"),
+        (["run", "sft", "--set", "learning_rate=-1"], "learning_rate"),
+        (["run", "sft", "--set", "steps"], "key=value"),
+        (["run", "sft", "--resume"], "--out"),
+        (["run", "sft", "--task", "chain_sumo"], "chain_sum"),
+        (["run", "sft", "--model", "pockett"], "pocket"),
+        (["run", "--recipe", "dem"], "demo"),
+        (["show", "sdp"], "sdpo"),
+        (["eval", "pocket"], "--task"),
+        (["eval", "pocket", "--task", "sums", "-k", "-1"], "-k"),
+        (["reproduce", "sft"], "sft"),
+        (["reproduce", "sdpo", "--seeds", "a"], "--seeds"),
+        *[([verb], "not built yet") for verb in LATER],
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert named in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert "Traceback" not in said.err
+    assert said.out == ""
+
+
+def test_a_folder_with_a_run_is_not_written_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN, "--out", str(folder)]) == 2
+    assert "--resume" in capsys.readouterr().err
