@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from redistill.cli import LATER, main
 from redistill.evaluation.saved import evaluate_saved
 
