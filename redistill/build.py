@@ -85,6 +85,8 @@ def _check_folder(folder: RunFolder, record: Mapping[str, Any], resume: bool) ->
         raise UserError(
             f"run folder {folder.path} already holds a run: add --resume to continue it, or choose another --out"
         )
+    if earlier["method"] != record["method"]:
+        raise UserError(f"run folder {folder.path} holds a run of {earlier['method']}, not of {record['method']}")
     for part in ("options", "run"):
         for key, value in record[part].items():
             if earlier[part].get(key) != value and key != "steps":
@@ -92,5 +94,3 @@ def _check_folder(folder: RunFolder, record: Mapping[str, Any], resume: bool) ->
                     f"{key}={value} differs from the run in {folder.path}, which has {key}={earlier[part].get(key)}: "
                     "resume needs the same settings (only steps may grow)"
                 )
-    if earlier["method"] != record["method"]:
-        raise UserError(f"run folder {folder.path} holds a run of {earlier['method']}, not of {record['method']}")

@@ -14,7 +14,7 @@ OPSD_POCKET = Experiment(
     arms={
         "opsd": Arm("opsd"),
         "opsd unclipped": Arm("opsd", {"clip": "none"}),
-        "opsd sampled token": Arm("opsd", {"support": "sampled", "divergence": "reverse_kl", "clip": "none"}),
+        "opsd sampled token": Arm("opsd", {"support": "sampled", "divergence": "reverse_kl", "clip": "none", "top_p": 1.0, "top_k": 0}),
         "opsd wrong context": Arm("opsd", {"context": "wrong"}, tuned_as="opsd"),
         "sft": Arm("sft"),
         "grpo": Arm("grpo", {"group_size": 8, "top_p": 1.0, "top_k": 0, "temperature": 1.0, "std": "none", "normaliser": "token"}),

@@ -12,6 +12,7 @@ from redistill.core.signal import Signal
 from redistill.core.specs import DivergenceKind, Normaliser, Support, TeacherWeights
 from redistill.errors import UserError
 from redistill.objectives.terms import Divergence
+from redistill.text.checks import refuse_truncated_sampling
 from redistill.text.settings import Settings
 from redistill.text.views import Evidence
 
@@ -63,6 +64,8 @@ class OPD(Method):
             raise UserError("teacher=live with teacher_view=plain is the student itself: the loss would always be 0")
         if self.support.name == "sampled" and self.divergence.name != "reverse_kl":
             raise UserError(f"support=sampled estimates reverse_kl only, not divergence={self.divergence}")
+        if self.support.name == "sampled":
+            refuse_truncated_sampling(self.slug, config)
         if self.support.name == "sampled" and self.temperature_of_loss != 1.0:
             raise UserError(
                 "support=sampled reads log-probs at the sampling temperature: leave temperature_of_loss at 1"

@@ -12,6 +12,7 @@ from redistill.core.signal import Signal
 from redistill.core.specs import DivergenceKind, Normaliser, Support, TeacherWeights
 from redistill.errors import UserError
 from redistill.objectives.terms import Divergence
+from redistill.text.checks import refuse_truncated_sampling
 from redistill.text.settings import Settings
 from redistill.text.views import Evidence
 
@@ -61,9 +62,15 @@ class OPSD(Method):
     )
 
     def check(self, config: Settings) -> None:
-        """A sampled divergence has no entries to clip."""
-        if self.support.name == "sampled" and self.divergence.name != "reverse_kl":
+        """A sampled divergence is the reverse KL, has no entries to clip, and is read under the sampling temperature."""
+        if self.support.name != "sampled":
+            return
+        if self.divergence.name != "reverse_kl":
             raise UserError(f"support=sampled estimates reverse_kl only, not divergence={self.divergence}")
+        for key in ("clip", "loss_temperature"):
+            if getattr(self, key) is not None:
+                raise UserError(f"{key}={getattr(self, key):g} has no meaning with support=sampled: set {key}=none")
+        refuse_truncated_sampling(self.slug, config)
 
     def teachers(self) -> Sequence[TeacherWeights]:
         """The one teacher."""

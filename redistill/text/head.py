@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from redistill.core.signal import CapturedMass, DivergenceOf, EntropyOf, LogProb, Quantity, Teacher, TeacherLogProb
-from redistill.objectives.divergence import divergence, restrict
-from redistill.objectives.entropy import entropy
+from redistill.core.signal import Quantity, Teacher
+from redistill.objectives.measure import measure_choices
 from redistill.text.models import Head
 
 CHUNK_BYTES = 64 * 2**20
@@ -92,35 +91,4 @@ def _chunk(
     quantities: Sequence[Quantity], hidden_nD: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     logits = at_least_float32(head.logits(hidden_nD))
-    warm = temperature_n[:, None]
-    own = F.log_softmax(logits / warm, dim=-1)
-    same_for_all = float(temperature_n[0]) if bool((temperature_n == temperature_n[0]).all()) else None
-    found: dict[Quantity, Tensor] = {}
-    for quantity in quantities:
-        if isinstance(quantity, LogProb):
-            found[quantity] = own.gather(-1, target_n[:, None])[:, 0]
-        elif isinstance(quantity, EntropyOf):
-            found[quantity] = entropy(own)
-        elif isinstance(quantity, TeacherLogProb):
-            state = states[quantity.teacher]
-            found[quantity] = state.log_probs(warm).gather(-1, target_n[:, None])[:, 0] * state.valid_n
-        elif isinstance(quantity, DivergenceOf):
-            state = states[quantity.teacher]
-            same = same_for_all == float(temperature_n.new_tensor(quantity.temperature))  # both rounded alike
-            student = own if same else F.log_softmax(logits / quantity.temperature, dim=-1)
-            value, captured = _divergence(quantity, student, state)
-            found[quantity] = value
-            found[CapturedMass(quantity.teacher, quantity.support, quantity.temperature)] = captured
-        elif not isinstance(quantity, CapturedMass):
-            raise TypeError(f"language cannot measure {type(quantity).__name__}")
-    return tuple(found[quantity] for quantity in quantities)
-
-
-def _divergence(quantity: DivergenceOf, student: Tensor, state: TeacherStates) -> tuple[Tensor, Tensor]:
-    teacher = state.log_probs(quantity.temperature)
-    if quantity.advantage_clip is not None:
-        here = student.detach()
-        teacher = here + (teacher - here).clamp(-quantity.advantage_clip, quantity.advantage_clip)
-    student_k, teacher_k, captured, _ = restrict(quantity.support, student_logp_NV=student, teacher_logp_NV=teacher)
-    value = divergence(quantity.kind, student=student_k, teacher=teacher_k, clip=quantity.clip)
-    return torch.where(state.valid_n, value, torch.zeros_like(value)), captured.detach()
+    return tuple(measure_choices(logits, target_n, temperature_n, states, quantities).values())

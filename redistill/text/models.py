@@ -139,23 +139,7 @@ def load_model(
     folder = weights.resolve(name)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     dropped = _without_dropout(config)
-    with quiet():
-        try:
-            module, loading = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, in one sentence
-            )
-        except ValueError as error:
-            raise UserError(
-                f"model {name!r} is not a causal language model that transformers can load: {error}"
-            ) from error
-    _refuse_partial(name, loading)
+    module = _load_module(name, folder, config)
     module.eval()
     module.to(torch.device(device))
     tokenizer, notes = _load_tokenizer(name, folder, module)
@@ -183,6 +167,29 @@ def load_model(
     if lora_rank or lora_alpha is not None:
         lm.module = _with_lora(lm, lora_rank, lora_alpha)
     return lm
+
+
+def _load_module(name: str, folder: Path, config: Any) -> nn.Module:
+    """The transformers model of a folder, whole and float32; a UserError where it is another kind or in part."""
+    with quiet():
+        try:
+            module, loading = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, in one sentence
+            )
+        except ValueError as error:
+            raise UserError(
+                f"model {name!r} is not a causal language model that transformers can load: {error}"
+            ) from error
+    _refuse_partial(name, loading)
+    loaded: nn.Module = module
+    return loaded
 
 
 def save_model(lm: LanguageModel, folder: str | Path) -> Path:

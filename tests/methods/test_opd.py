@@ -64,6 +64,7 @@ def test_another_model_as_teacher(bench):
         ({"teacher": "live"}, "student itself"),
         ({"teacher": "frozen", "support": "sampled", "divergence": "tvd"}, "reverse_kl"),
         ({"teacher": "frozen", "support": "sampled", "temperature_of_loss": 2}, "temperature_of_loss"),
+        ({"teacher": "frozen", "support": "sampled", "top_p": 0.9}, "top_p"),
         ({"teacher": "frozen", "divergence": "jsd(1)"}, "reverse_kl"),
     ],
 )

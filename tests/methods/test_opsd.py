@@ -123,6 +123,15 @@ def test_teacher_never_generates_and_the_student_samples_from_the_question_alone
             assert "S" not in b.domain.lm.tokenizer.decode(episode.context)
 
 
-def test_sampled_support_needs_reverse_kl(bench):
-    with pytest.raises(UserError, match="reverse_kl"):
-        bench("opsd", support="sampled")
+SAMPLED = {"support": "sampled", "divergence": "reverse_kl", "clip": "none", **PLAIN}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [({"divergence": "tvd"}, "reverse_kl"), ({"clip": 0.05}, "clip"), ({"loss_temperature": 2}, "loss_temperature"),
+     ({"top_p": 0.9}, "top_p"), ({"top_k": 20}, "top_k")],
+)  # fmt: skip
+def test_a_sampled_support_refuses_what_it_would_ignore_or_be_biased_by(bench, given, named):
+    bench("opsd", **SAMPLED)
+    with pytest.raises(UserError, match=named):
+        bench("opsd", **{**SAMPLED, **given})

@@ -1,0 +1,70 @@
+"""From logits to quantities, for any domain whose steps are choices among outcomes (tokens, classes)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from redistill.core.signal import CapturedMass, DivergenceOf, EntropyOf, LogProb, Quantity, Teacher, TeacherLogProb
+from redistill.objectives.divergence import divergence, restrict
+from redistill.objectives.entropy import entropy
+
+
+class TeacherAt(Protocol):
+    """A teacher at some steps. `valid_n` is False where the row has no context: its values are then 0."""
+
+    @property
+    def valid_n(self) -> Tensor:
+        """Which steps have a teacher, bool [n]."""
+        ...
+
+    def log_probs(self, temperature: Tensor | float) -> Tensor:
+        """log q [n, V] with logits divided by `temperature`, a number or [n, 1]."""
+        ...
+
+
+def measure_choices(
+    logits_nV: Tensor, target_n: Tensor, temperature_n: Tensor, teachers: Mapping[Teacher, TeacherAt],
+    quantities: Sequence[Quantity],
+) -> dict[Quantity, Tensor]:  # fmt: skip
+    """Values [n] of each quantity, differentiable in the logits. Raises TypeError for one that is not of this kind.
+
+    Log-probs and entropies are taken at the step's own temperature, divergences at theirs.
+    """
+    warm_n1 = temperature_n[:, None]
+    own_nV = F.log_softmax(logits_nV / warm_n1, dim=-1)
+    found: dict[Quantity, Tensor] = {}
+    for quantity in quantities:
+        if isinstance(quantity, LogProb):
+            found[quantity] = own_nV.gather(-1, target_n[:, None])[:, 0]
+        elif isinstance(quantity, EntropyOf):
+            found[quantity] = entropy(own_nV)
+        elif isinstance(quantity, TeacherLogProb):
+            teacher = teachers[quantity.teacher]
+            taken_n = teacher.log_probs(warm_n1).gather(-1, target_n[:, None])[:, 0]
+            found[quantity] = torch.where(teacher.valid_n, taken_n, torch.zeros_like(taken_n))
+        elif isinstance(quantity, DivergenceOf):
+            # Both sides rounded alike, or a temperature of 1.1 would never equal itself.
+            same = bool((temperature_n == temperature_n.new_tensor(quantity.temperature)).all())
+            student_nV = own_nV if same else F.log_softmax(logits_nV / quantity.temperature, dim=-1)
+            found[quantity], captured_n = _divergence(quantity, student_nV, teachers[quantity.teacher])
+            found[CapturedMass(quantity.teacher, quantity.support, quantity.temperature)] = captured_n
+        elif not isinstance(quantity, CapturedMass):
+            raise TypeError(f"a choice among outcomes has no {type(quantity).__name__}")
+    return {quantity: found[quantity] for quantity in quantities}
+
+
+def _divergence(quantity: DivergenceOf, student_nV: Tensor, teacher: TeacherAt) -> tuple[Tensor, Tensor]:
+    teacher_nV = teacher.log_probs(quantity.temperature).to(student_nV)
+    if quantity.advantage_clip is not None:
+        here = student_nV.detach()
+        teacher_nV = here + (teacher_nV - here).clamp(-quantity.advantage_clip, quantity.advantage_clip)
+    student_nK, teacher_nK, captured_n, _ = restrict(
+        quantity.support, student_logp_NV=student_nV, teacher_logp_NV=teacher_nV
+    )
+    value_n = divergence(quantity.kind, student=student_nK, teacher=teacher_nK, clip=quantity.clip)
+    return torch.where(teacher.valid_n, value_n, torch.zeros_like(value_n)), captured_n.detach()
