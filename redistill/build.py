@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,20 @@ from typing import Any
 import torch
 
 from redistill.config import RunConfig, split_settings
+from redistill.core.domain import Domain, Ready
 from redistill.core.loop import Report, Run
 from redistill.core.method import Method, Stage, registered
 from redistill.core.options import build as build_options
 from redistill.core.options import plain_values
 from redistill.core.runs import RunFolder, default_path, versions
+from redistill.core.specs import TeacherWeights
+from redistill.core.stopping import Stop
+from redistill.core.task import Task
 from redistill.errors import UserError, nearest
+from redistill.reporting import trackers
+
+MAY_CHANGE = ("steps", "tracker")
+"""Settings that a resumed run may be given anew."""
 
 
 def method_class(slug: str) -> type[Method]:
@@ -61,19 +69,45 @@ def prepare(
     resume: bool = False,
     report: Report,
     command: str = "",
+    stop: Stop | None = None,
 ) -> Run:
-    """Everything of a run but its running: settings read, task and model loaded, teachers copied, folder locked."""
+    """Everything of a run but its running: settings read, folder locked, task and model loaded, teachers copied.
+
+    What is cheap to check comes before what is costly: settings, tracker, folder, task, tokenizers, room on the disk, and
+    then the weights.
+    """
     method, config = settings(slug, given)
+    trackers.check(config.tracker)
     torch.manual_seed(config.seed)
-    task, domain = import_module(f"redistill.{method.domain}.assemble").assemble(config)
     folder = RunFolder(out or default_path(slug, config.task, config.seed))
-    record = {"method": slug, "options": plain_values(method), "run": plain_values(config), "command": command}
-    _check_folder(folder, record, resume)
-    stages = stages_of(method, config)
-    domain.bank.need([weights for stage in stages for weights in stage.method.teachers()])
-    folder.write("config.json", record)
-    folder.write("versions.json", {**versions(), **domain.facts()})
-    return Run(method, config, task, domain, folder, stages, report)
+    try:
+        record = {"method": slug, "options": plain_values(method), "run": plain_values(config), "command": command}
+        _check_folder(folder, record, resume)
+        stages = stages_of(method, config)
+        teachers = [weights for stage in stages for weights in stage.method.teachers()]
+        task, domain = _assembled(method, config, teachers, folder, report)
+        domain.bank.need(teachers)
+        folder.write("config.json", record)
+        folder.write("versions.json", {**versions(), **domain.facts()})
+        report = trackers.tracked(report, config.tracker, folder, record)
+        return Run(method, config, task, domain, folder, stages, report, stop or Stop())
+    except BaseException:
+        folder.close()
+        raise
+
+
+def _assembled(
+    method: Method, config: RunConfig, teachers: Sequence[TeacherWeights], folder: RunFolder, report: Report
+) -> tuple[Task, Domain]:
+    """The domain's task and model, after everything that it can check without weights."""
+    module = import_module(f"redistill.{method.domain}.assemble")
+    ready: Ready | None = module.preflight(config, teachers) if hasattr(module, "preflight") else None
+    size = (ready.checkpoint, config.keep_last, ready.model) if ready else (0, config.keep_last, 0)
+    short = folder.check_room(*size)
+    for sentence in [*(ready.warnings if ready else ()), *([short] if short else [])]:
+        report("warning", {"text": sentence})
+    made: tuple[Task, Domain] = module.assemble(config, ready.task) if ready else module.assemble(config)
+    return made
 
 
 def _check_folder(folder: RunFolder, record: Mapping[str, Any], resume: bool) -> None:
@@ -89,8 +123,8 @@ def _check_folder(folder: RunFolder, record: Mapping[str, Any], resume: bool) ->
         raise UserError(f"run folder {folder.path} holds a run of {earlier['method']}, not of {record['method']}")
     for part in ("options", "run"):
         for key, value in record[part].items():
-            if earlier[part].get(key) != value and key != "steps":
+            if earlier[part].get(key) != value and key not in MAY_CHANGE:
                 raise UserError(
                     f"{key}={value} differs from the run in {folder.path}, which has {key}={earlier[part].get(key)}: "
-                    "resume needs the same settings (only steps may grow)"
+                    "resume needs the same settings (only steps may grow, and the tracker change)"
                 )

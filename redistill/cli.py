@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from redistill.core.stopping import Interrupted, Stop
 from redistill.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from redistill.core.loop import Run
 
 LATER = {
     "compare": "comparisons of methods on equal budgets",
@@ -109,12 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"`redistill {arguments.verb}` ({LATER[arguments.verb]}) is not built yet; run, reproduce, eval, list and show are"
             )
+        arguments.words = words
         return int(_VERBS[arguments.verb](arguments) or 0)
     except UserError as error:
         print(f"redistill: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("redistill: interrupted; continue with --resume", file=sys.stderr)
+        print("redistill: interrupted", file=sys.stderr)
         return 130
 
 
@@ -167,17 +173,42 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{key} is given twice: by --{key} and by --set")
     if arguments.resume and arguments.out is None:
         raise UserError("--resume needs --out, the folder of the run to continue")
-    command = "redistill " + " ".join(sys.argv[1:])
     report = reporter(quiet=arguments.quiet, silent=arguments.json)
-    run = prepare(slug, {**given, **pairs}, out=arguments.out, resume=arguments.resume, report=report, command=command)
+    command = "redistill " + shlex.join(arguments.words)
+    stop = Stop()
+    run: Run | None = None
     try:
-        result = run.go(arguments.resume)
+        with stop.listening():
+            run = prepare(
+                slug, {**given, **pairs}, out=arguments.out, resume=arguments.resume, report=report, command=command,
+                stop=stop,
+            )  # fmt: skip
+            result = run.go(arguments.resume)
+    except (Interrupted, KeyboardInterrupt) as broken_off:
+        print(f"redistill: {_how_to_go_on(broken_off, run, arguments.words)}", file=sys.stderr)
+        return broken_off.status if isinstance(broken_off, Interrupted) else 130
     finally:
-        run.close()
+        if run is not None:
+            run.close()
         report("close", {})
     if arguments.json:
         print(json.dumps({**result, "folder": str(run.folder.path)}))
     return 0
+
+
+def _how_to_go_on(broken_off: BaseException, run: Run | None, words: Sequence[str]) -> str:
+    """What a stopped run has saved, and the command that continues it."""
+    if run is None:
+        return f"stopped by {broken_off or 'Ctrl-C'} before the run began; the same command starts it again"
+    again = [*words, *([] if "--resume" in words else ["--resume"])]
+    if not any(word == "--out" or word.startswith("--out=") for word in words):
+        again += ["--out", str(run.folder.path)]
+    if isinstance(broken_off, Interrupted):
+        kept = f"{broken_off.checkpoint} is saved" if broken_off.checkpoint else "there was nothing to save yet"
+        told = f"stopped by {broken_off} after step {run.cursor.step}; {kept}"
+    else:
+        told = "stopped at once; the checkpoint before is intact"
+    return f"{told}; continue with `redistill {shlex.join(again)}`"
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:

@@ -41,6 +41,10 @@ class RunConfig:
     keep_last: int = option(2, "checkpoints kept", low=1)
     save_model: bool = option(True, "save the trained model as ordinary transformers files at the end")
     max_bad_updates: int = option(5, "non-finite updates in a row after which the run stops", low=1)
+    tracker: str = option(
+        "none", "also log to a tracker (pip install redistill[trackers])",
+        choices=("none", "tensorboard", "wandb", "trackio"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from redistill.core.episode import Group
 from redistill.core.players import Player
 from redistill.core.signal import Quantity, Signal
 from redistill.core.state import Stateful
-from redistill.core.task import Prompt
+from redistill.core.task import Prompt, Task
 from redistill.core.teachers import TeacherBank
 
 
@@ -23,6 +23,17 @@ class Measured:
 
     values: Mapping[Quantity, Tensor]
     observed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a domain found out before it loads any weights: the run's task, the size of a checkpoint and of the saved model
+    in bytes (estimates), and sentences that the user should read."""
+
+    task: Task
+    checkpoint: int = 0
+    model: int = 0
+    warnings: Sequence[str] = ()
 
 
 class Domain(Protocol):

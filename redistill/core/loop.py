@@ -15,6 +15,7 @@ from redistill.core.method import Method, Stage
 from redistill.core.runs import Log, RunFolder
 from redistill.core.signal import Signal
 from redistill.core.state import Piece, State, Stateful, newest_good
+from redistill.core.stopping import Interrupted, Stop
 from redistill.core.task import Prompt, Task
 from redistill.core.update import update
 from redistill.errors import UserError
@@ -56,8 +57,10 @@ class Run:
     folder: RunFolder
     stages: Sequence[Stage]
     report: Report
+    stop: Stop = field(default_factory=Stop)
     cursor: Cursor = field(default_factory=Cursor)
     metrics: dict[str, float] = field(default_factory=dict)
+    saved: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         self.log_file, self.samples = Log(self.folder.path / "metrics.jsonl"), Log(self.folder.path / "samples.jsonl")
@@ -99,12 +102,30 @@ class Run:
     def go(self, resume: bool) -> dict[str, Any]:
         """Run to the end and return the result that is also written to result.json."""
         began = time.monotonic()
-        if resume:
-            self._resume()
-        self.report("start", {"steps": self._total(), "at": self.cursor.step, "folder": str(self.folder.path)})
-        if "before" not in self.cursor.evaluations:
-            self._evaluate("before")
-        while self.cursor.stage < len(self.stages):
+        with self.stop.held():
+            if resume:
+                self._resume()
+            self.report("start", {"steps": self._total(), "at": self.cursor.step, "folder": str(self.folder.path)})
+            try:
+                self._train()
+            except Interrupted as interrupted:
+                self._save()
+                interrupted.checkpoint = newest_good(self.folder.checkpoints)[0]
+                raise
+            return self._finish(time.monotonic() - began)
+
+    def _train(self) -> None:
+        """Step after step; between two of them the evaluations that are due, a checkpoint when it is time for one, and
+        the moment at which the run may be stopped."""
+        while True:
+            for label in self._due():
+                self._evaluate(label)
+            finished = self.cursor.stage == len(self.stages)
+            if finished or (self.cursor.step and self.cursor.step % self.config.save_every == 0):
+                self._save(finished)
+            if finished:
+                return
+            self.stop.check()
             stage = self.stages[self.cursor.stage]
             if self.cursor.step == self.cursor.stage_began:
                 self._enter(stage)
@@ -113,15 +134,19 @@ class Run:
                 self.cursor.stage += 1
                 if self.cursor.stage < len(self.stages):
                     self.cursor.stage_began = self.cursor.step
-                    self._evaluate(f"after {stage.name}")
-            finished = self.cursor.stage == len(self.stages)
-            if finished:
-                self._evaluate("after")
-            elif self.config.eval_every and self.cursor.step % self.config.eval_every == 0:
-                self._evaluate(f"step-{self.cursor.step}")
-            if finished or self.cursor.step % self.config.save_every == 0:
-                self._save()
-        return self._finish(time.monotonic() - began)
+
+    def _due(self) -> list[str]:
+        """Labels of the evaluations that belong to this moment and have not been made (a stop may have come before)."""
+        stage, step = self.cursor.stage, self.cursor.step
+        labels = [] if step else ["before"]
+        if stage == len(self.stages):
+            labels.append("after")
+        else:
+            if stage and step == self.cursor.stage_began:
+                labels.append(f"after {self.stages[stage - 1].name}")
+            if step and self.config.eval_every and step % self.config.eval_every == 0:
+                labels.append(f"step-{step}")
+        return [label for label in labels if label not in self.cursor.evaluations]
 
     def _steps(self, stage: Stage) -> int:
         return self.config.steps if stage.steps is None else stage.steps
@@ -189,25 +214,37 @@ class Run:
                 })  # fmt: skip
         self.report("step", {**record, **clock.seconds, "of": self._total()})
         for name, player in self.domain.players.items():
-            if self.metrics.get("skipped"):
+            if self.metrics.get("skipped" if name == "student" else f"{name}/skipped"):
                 self.report(
                     "warning",
                     {"text": f"step {self.cursor.step}: a non-finite loss or gradient; {name} was not updated"},
                 )
             if player.bad_in_a_row >= self.config.max_bad_updates:
+                newest = newest_good(self.folder.checkpoints)[0]
+                kept = f"its checkpoint {newest} is intact" if newest else "it had not saved a checkpoint yet"
                 raise UserError(
-                    f"{player.bad_in_a_row} updates in a row were not finite at step {self.cursor.step}; the run stops and its "
-                    f"last good checkpoint under {self.folder.checkpoints} is intact (try a smaller learning_rate)"
+                    f"{player.bad_in_a_row} updates in a row were not finite at step {self.cursor.step}; the run stops and "
+                    f"{kept} (try a smaller learning_rate)"
                 )
 
     def _evaluate(self, label: str) -> None:
-        result = dict(self.domain.evaluate(label))
+        with self.stop.at_once():
+            result = dict(self.domain.evaluate(label))
         self.cursor.evaluations[label] = {"step": self.cursor.step, **result}
-        self.log_file.add({"step": self.cursor.step, "evaluation": label, **result})
+        # The log stays small: what each prompt came to is in result.json.
+        short = {key: value for key, value in result.items() if key != "outcomes"}
+        self.log_file.add({"step": self.cursor.step, "evaluation": label, **short})
         self.report("evaluated", {"label": label, "step": self.cursor.step, **result})
 
-    def _save(self) -> None:
+    def _save(self, finished: bool = False) -> None:
+        """Save a checkpoint, unless there is one of this very moment. After updates that were not finite, only the end of
+        the run is saved: the weights may be spoilt already, and good checkpoints must not make room for them."""
+        moment = (self.cursor.step, len(self.cursor.evaluations))
+        bad = any(player.bad_in_a_row for player in self.domain.players.values())
+        if moment == self.saved or (bad and not finished):
+            return
         path = self.state.save(self.folder.checkpoints, self.cursor.step, self.config.keep_last)
+        self.saved = moment
         self.report("saved", {"path": str(path)})
 
     def _resume(self) -> None:
@@ -224,6 +261,7 @@ class Run:
             return
         self.state.load(folder)
         self._reopen()
+        self.saved = (self.cursor.step, len(self.cursor.evaluations))
         self.report("resumed", {"path": str(folder), "step": self.cursor.step})
 
     def _reopen(self) -> None:
@@ -251,7 +289,8 @@ class Run:
         return result
 
     def close(self) -> None:
-        """Close the run's files and let go of its folder."""
+        """Close the run's files, end what listens to it, and let go of its folder."""
+        self.report("close", {})
         self.log_file.close()
         self.samples.close()
         self.folder.close()

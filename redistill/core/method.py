@@ -49,7 +49,8 @@ class Method:
     paper: ClassVar[str]
     family: ClassVar[str] = "language"
     domain: ClassVar[str] = "text"
-    """The package that runs it: redistill.<domain> has `settings.Settings` and `assemble.assemble`."""
+    """The package that runs it: redistill.<domain> has `settings.Settings` and `assemble.assemble`; and
+    `assemble.preflight` where something can be checked before weights are loaded."""
     axes: ClassVar[Mapping[str, str]] = {}
     objective: ClassVar[str] = ""
     says_does: ClassVar[Sequence[tuple[str, str]]] = ()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +20,8 @@ from redistill.core.state import Piece
 from redistill.errors import UserError
 
 PACKAGES = ("redistill", "torch", "transformers", "peft", "safetensors", "numpy", "reasoning-gym", "math-verify")
+_SMALLEST = 1_000_000
+"""Bytes that any run needs for its logs."""
 
 
 class RunFolder:
@@ -25,6 +29,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._made = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("w")
@@ -44,7 +49,7 @@ class RunFolder:
 
     def write(self, name: str, content: Any) -> None:
         """Write a small file atomically: JSON, or text when `content` is a string."""
-        text = content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False)
+        text = content if isinstance(content, str) else json.dumps(finite(content), indent=1, ensure_ascii=False)
         draft = self.path / f".{name}.draft"
         try:
             draft.write_text(text + "\n")
@@ -60,9 +65,41 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error})") from None
 
+    def check_room(self, checkpoint: int, keep_last: int, model: int) -> str | None:
+        """Compare the free disk with what a run needs, in bytes: `checkpoint` for one of them, `model` for the result.
+        A UserError when not even one checkpoint fits, a sentence to warn with when not all of them do, else None."""
+        free = shutil.disk_usage(self.path).free
+        needed = (keep_last + 1) * checkpoint + model  # a new one is written before the oldest goes
+        if free < max(checkpoint, _SMALLEST):
+            raise UserError(
+                f"the disk of run folder {self.path} has {_size(free)} free, and one checkpoint needs about "
+                f"{_size(max(checkpoint, _SMALLEST))}: make room or choose another --out"
+            )
+        if free < needed:
+            return (
+                f"the disk of run folder {self.path} has {_size(free)} free, and the run needs about {_size(needed)} "
+                f"(keep_last={keep_last} checkpoints of {_size(checkpoint)}, one under way, the model)"
+            )
+        return None
+
     def close(self) -> None:
-        """Let another process write the folder."""
+        """Let another process write the folder. A folder made here that nothing was written to goes again."""
+        if self._made and self.path.is_dir() and [path.name for path in self.path.iterdir()] == [".lock"]:
+            shutil.rmtree(self.path)
         self._lock.close()
+
+
+def finite(value: Any) -> Any:
+    """JSON values with null for the numbers that JSON does not have (NaN, infinities), so that any reader can read them."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 class Log:
@@ -75,7 +112,7 @@ class Log:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Append one record. A record that fits only in part is an error; the part is cut off by the next resume."""
-        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(finite(record), ensure_ascii=False).encode() + b"\n"
         try:
             if self.file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

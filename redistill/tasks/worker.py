@@ -62,6 +62,9 @@ class _Client:
                     self.stop()
                     if attempt:
                         raise WorkerTimeout(f"the helper process died while doing {operation}") from None
+                except BaseException:  # broken off: the answer that comes now would be taken for that of the next call
+                    self.stop()
+                    raise
         if "error" in reply:
             raise WorkerError(reply["error"])
         return reply["ok"]
@@ -157,6 +160,7 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 def main() -> None:
     """The helper process: answers go to the first standard output, what generators print goes nowhere."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's affair: its step still needs answers
     answers = os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)

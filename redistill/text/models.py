@@ -108,13 +108,7 @@ class LanguageModel:
 
     def render(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Ids of a chat that the assistant is about to answer; UserError if the template refuses the messages."""
-        try:
-            ids = self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        except TemplateError as error:
-            raise UserError(f"the chat template of model {self.name!r} refuses these messages: {error}") from error
-        return list(ids)
+        return render(self.name, self.tokenizer, messages)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by name: all of them (tied ones once), or the adapter's with LoRA."""
@@ -137,19 +131,20 @@ def load_model(
     """
     compute, why = _compute_dtype(dtype, device)
     folder = weights.resolve(name)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = read_config(name, folder)
+    tokenizer, notes = load_tokenizer(name, folder)
     dropped = _without_dropout(config)
     module = _load_module(name, folder, config)
     module.eval()
     module.to(torch.device(device))
-    tokenizer, notes = _load_tokenizer(name, folder, module)
+    _check_rows(name, tokenizer, module)
     notes |= {"dtype": why} | ({"dropout_removed": dropped} if dropped else {})
     lm = LanguageModel(
         name=name,
         module=module,
         tokenizer=tokenizer,
         eos_ids=_eos_ids(tokenizer, module),
-        context=int(config.get_text_config().max_position_embeddings),
+        context=context_of(name, config),
         dtype=compute,
         source={
             "name": name,
@@ -253,8 +248,30 @@ def _refuse_partial(name: str, loading: dict[str, Any]) -> None:
             raise UserError(f"model {name!r} {words} {keys[0]!r}{more} that its config.json calls for")
 
 
-def _load_tokenizer(name: str, folder: Path, module: Any) -> tuple[Any, dict[str, Any]]:
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+def read_config(name: str, folder: Path) -> Any:
+    """The transformers config of a model folder; a UserError where transformers does not know its kind."""
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"model {name!r} is not of a kind that transformers can load: {said}") from error
+
+
+def context_of(name: str, config: Any) -> int:
+    """Most positions the model can read, in tokens."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        raise UserError(f"model {name!r} does not say how much it can read: its config has no max_position_embeddings")
+    return int(positions)
+
+
+def load_tokenizer(name: str, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The tokenizer of a model folder, with a chat template, an end and a padding token, and notes on choices made."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers package raises Exception itself
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"the tokenizer of model {name!r} cannot be loaded: {said}") from error
     notes: dict[str, Any] = {}
     if not tokenizer.chat_template:
         raise UserError(
@@ -266,12 +283,28 @@ def _load_tokenizer(name: str, folder: Path, module: Any) -> tuple[Any, dict[str
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
         notes["pad"] = "the tokenizer has no padding token; eos is used (masks come from lengths, so nothing is lost)"
+    return tokenizer, notes
+
+
+def render(name: str, tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Ids of a chat that the assistant is about to answer; UserError if the template refuses the messages."""
+    try:
+        ids = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False,
+            tokenizer_kwargs={"verbose": False},  # it warns of long prompts, which are refused or counted here
+        )  # fmt: skip
+    except TemplateError as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"the chat template of model {name!r} refuses these messages: {said}") from error
+    return list(ids)
+
+
+def _check_rows(name: str, tokenizer: Any, module: Any) -> None:
     rows = module.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
             f"the tokenizer of model {name!r} has {len(tokenizer)} tokens but the model has {rows} embeddings"
         )
-    return tokenizer, notes
 
 
 def _eos_ids(tokenizer: Any, module: Any) -> tuple[int, ...]:
