@@ -15,8 +15,9 @@ from redistill.core.loop import Report, Run
 from redistill.core.method import Method, Stage, registered
 from redistill.core.options import build as build_options
 from redistill.core.options import plain_values
-from redistill.core.runs import RunFolder, default_path, versions
+from redistill.core.runs import PACKAGES, RunFolder, default_path, versions
 from redistill.core.specs import TeacherWeights
+from redistill.core.state import digest
 from redistill.core.stopping import Stop
 from redistill.core.task import Task
 from redistill.errors import UserError, nearest
@@ -87,8 +88,9 @@ def prepare(
         teachers = [weights for stage in stages for weights in stage.method.teachers()]
         task, domain = _assembled(method, config, teachers, folder, report)
         domain.bank.need(teachers)
+        facts = _same_as_before(folder, {**versions(), **domain.facts(), **_file_facts(task)}, report)
         folder.write("config.json", record)
-        folder.write("versions.json", {**versions(), **domain.facts()})
+        folder.write("versions.json", facts)
         report = trackers.tracked(report, config.tracker, folder, record)
         return Run(method, config, task, domain, folder, stages, report, stop or Stop())
     except BaseException:
@@ -128,3 +130,34 @@ def _check_folder(folder: RunFolder, record: Mapping[str, Any], resume: bool) ->
                     f"{key}={value} differs from the run in {folder.path}, which has {key}={earlier[part].get(key)}: "
                     "resume needs the same settings (only steps may grow, and the tracker change)"
                 )
+
+
+def _file_facts(task: Task) -> dict[str, str]:
+    """The SHA-256 of a task's file, where it is one."""
+    path = getattr(task, "path", None)
+    return {"task_sha256": digest(path)} if isinstance(path, Path) else {}
+
+
+def _same_as_before(folder: RunFolder, facts: dict[str, Any], report: Report) -> dict[str, Any]:
+    """What versions.json shall say: the facts now, or those of the run that is resumed. Other weights or another task file
+    than the run began with are refused, other packages are told and kept as `resumed_with`."""
+    earlier = folder.read("versions.json")
+    if earlier is None:
+        return facts
+    for what, then, now in (
+        ("the model's weights", _weights(earlier), _weights(facts)),
+        ("the task file", earlier.get("task_sha256"), facts.get("task_sha256")),
+    ):
+        if then != now and then is not None:
+            raise UserError(f"{what} changed since the run in {folder.path} began: resume needs the same")
+    other = {key: facts[key] for key in ("python", *PACKAGES) if earlier.get(key) != facts[key]}
+    if other:
+        changes = ", ".join(f"{key} {earlier.get(key)} -> {value}" for key, value in other.items())
+        report("warning", {"text": f"resumed with other versions, which may change numbers: {changes}"})
+    return {**earlier, **({"resumed_with": other} if other else {})}
+
+
+def _weights(facts: Mapping[str, Any]) -> Any:
+    """SHA-256 by name of the model's files, where the domain tells them."""
+    model = facts.get("model")
+    return model.get("sha256") if isinstance(model, Mapping) else None

@@ -31,8 +31,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
 
-def parser() -> Parser:
-    """The whole command line."""
+def parser(slug: str | None = None) -> Parser:
+    """The whole command line; the help of `run` tells the settings of method `slug` where one is named."""
     top = Parser(prog="redistill", description="Post-training in which the teacher is often the model itself.")
     verbs = top.add_subparsers(dest="verb", metavar="COMMAND")
 
@@ -44,7 +44,7 @@ def parser() -> Parser:
     one.add_argument("--json", action="store_true", help="print JSON only")
 
     one = verbs.add_parser(
-        "run", help="train", epilog=_settings_help(), formatter_class=argparse.RawDescriptionHelpFormatter
+        "run", help="train", epilog=_settings_help(slug), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     one.add_argument("slug", nargs="?", help="a method; may be left out with --recipe")
     one.add_argument("--recipe", help="a shipped recipe by name, or a .toml file")
@@ -86,16 +86,26 @@ def parser() -> Parser:
     return top
 
 
-def _settings_help() -> str:
+def _settings_help(slug: str | None) -> str:
+    """The settings of a run, with their ranges; for a method those of its domain, with the paper's values, and its own."""
     from redistill.core.options import options_of
     from redistill.text.settings import Settings
 
-    lines = [
-        "settings of a language run (--set key=value), with their defaults; `redistill show SLUG` has the method's own:"
-    ]
-    for spec in options_of(Settings).values():
-        bounds = f" [{spec.range}]" if spec.range else ""
-        lines.append(f"  {spec.name} = {spec.default}{bounds}: {spec.meaning}")
+    if slug is None:
+        title = "settings of a language run (--set key=value); `redistill run SLUG --help` has those of any method:"
+        parts: list[tuple[str, type, dict[str, Any]]] = [(title, Settings, {})]
+    else:
+        from redistill.build import method_class, settings_class
+
+        cls = method_class(slug)
+        parts = [(f"settings of a run of {slug} (--set key=value):", settings_class(cls), dict(cls.run_defaults))]
+        parts.append((f"options of {slug} (--set key=value; more in `redistill show {slug}`):", cls, {}))
+    lines: list[str] = []
+    for title, kind, own in parts:
+        lines += ["", title] if lines else [title]
+        for spec in options_of(kind).values():
+            bounds = f" [{spec.range}]" if spec.range else ""
+            lines.append(f"  {spec.name} = {own.get(spec.name, spec.default)}{bounds}: {spec.meaning}")
     return "\n".join(lines).replace("%", "%%")
 
 
@@ -106,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = [*LATER, "list", "show", "run", "reproduce", "eval"]
         if words and not words[0].startswith("-") and words[0] not in known:
             raise UserError(f"command {words[0]!r} is unknown{nearest(words[0], known)}")
-        arguments = parser().parse_args(words)
+        asked = words[:1] == ["run"] and {"-h", "--help"} & set(words)
+        named = [word for word in words[1:2] if asked and not word.startswith("-")]
+        arguments = parser(*named).parse_args(words)
         if arguments.verb is None:
             parser().print_help()
             return 0

@@ -25,7 +25,7 @@ class RunConfig:
     prompts_per_step: int = option(8, "prompts in a step", low=1)
     group_size: int = option(8, "episodes sampled for each prompt", low=1)
 
-    learning_rate: float = option(1e-5, "AdamW learning rate", above=0)
+    learning_rate: float = option(1e-5, "AdamW learning rate", above=0, high=1e6)
     warmup_steps: int = option(0, "updates over which the learning rate rises from 0", low=0)
     weight_decay: float = option(0.0, "AdamW weight decay", low=0)
     beta2: float = option(0.999, "AdamW second-moment decay", low=0, high=0.99999)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from redistill.cli import LATER, main
+from redistill.core.options import options_of
 from redistill.evaluation.saved import evaluate_saved
+from redistill.text.settings import Settings
 
 RUN = [
     "run",
@@ -98,3 +101,46 @@ def test_a_mistake_is_one_sentence_and_status_2(
 def test_a_folder_with_a_run_is_not_written_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*RUN, "--out", str(folder)]) == 2
     assert "--resume" in capsys.readouterr().err
+
+
+def helped(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_of_run_names_every_setting_with_its_default_range_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    told = helped(["run", "--help"], capsys)
+    assert "--resume" in told
+    for spec in options_of(Settings).values():
+        assert f"  {spec.name} = {spec.default}" in told
+        assert spec.range in told
+        assert spec.meaning in told
+
+
+def test_help_of_run_for_a_method_has_its_own_domain_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    told = helped(["run", "ps-kd", "--help"], capsys)
+    assert "  optimiser = sgd [sgd | adamw]" in told
+    assert "  alpha = 0.8 [>= 0 and <= 1]" in told
+    assert "max_new_tokens" not in told
+    assert "  prompts_per_step = 32 [>= 1]" in helped(["run", "sdpo", "--help"], capsys), "the paper's value"
+
+
+def test_show_of_a_method_has_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "sdpo", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert main(["show", "sdpo"]) == 0
+    told = capsys.readouterr().out
+    for option in facts["options"]:
+        assert option["name"] in told
+    for part in (facts["title"], facts["paper"], "paper says", "code does", "evidence", "objective"):
+        assert part in told
+    assert {"divergence", "support", "teacher"} <= {option["name"] for option in facts["options"]}
+
+
+def test_the_command_is_kept_as_it_can_be_given_again(tmp_path: Path) -> None:
+    out = tmp_path / "a run"
+    assert main([*RUN, "--set", "eval_every=1", "--out", str(out)]) == 0
+    words = shlex.split(json.loads((out / "config.json").read_text())["command"])
+    assert words == ["redistill", *RUN, "--set", "eval_every=1", "--out", str(out)]

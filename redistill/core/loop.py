@@ -23,6 +23,9 @@ from redistill.errors import UserError
 Report = Callable[[str, Mapping[str, Any]], None]
 """Told what happens ("start", "views", "step", "evaluated", "saved", "warning", ...) with its facts; prints or ignores."""
 
+IDLE_STEPS = 10
+"""Steps in a row without any gradient after which a run says so."""
+
 
 @dataclass
 class Cursor:
@@ -61,6 +64,8 @@ class Run:
     cursor: Cursor = field(default_factory=Cursor)
     metrics: dict[str, float] = field(default_factory=dict)
     saved: tuple[int, int] | None = None
+    told: set[str] = field(default_factory=set)
+    idle: int = 0
 
     def __post_init__(self) -> None:
         self.log_file, self.samples = Log(self.folder.path / "metrics.jsonl"), Log(self.folder.path / "samples.jsonl")
@@ -202,6 +207,7 @@ class Run:
 
     def _record(self, stage: Stage, groups: Sequence[Group], clock: Clock) -> None:
         self.metrics |= describe_groups(groups)
+        self._count_omitted()
         record = {"step": self.cursor.step, "stage": stage.name, **self.metrics}
         self.log_file.add({**record, **clock.seconds})
         for group in list(groups)[:1]:
@@ -213,6 +219,7 @@ class Run:
                     "feedback": verdict.feedback if verdict else None,
                 })  # fmt: skip
         self.report("step", {**record, **clock.seconds, "of": self._total()})
+        self._watch_signal()
         for name, player in self.domain.players.items():
             if self.metrics.get("skipped" if name == "student" else f"{name}/skipped"):
                 self.report(
@@ -226,6 +233,28 @@ class Run:
                     f"{player.bad_in_a_row} updates in a row were not finite at step {self.cursor.step}; the run stops and "
                     f"{kept} (try a smaller learning_rate)"
                 )
+
+    def _watch_signal(self) -> None:
+        """Warn when the gradient has been exactly zero for a while: a run that learns nothing looks like one that has
+        learnt everything."""
+        idle = not self.metrics.get("skipped") and self.metrics.get("grad_norm", 0.0) == 0.0
+        self.idle = self.idle + 1 if idle else 0
+        if self.idle == IDLE_STEPS:
+            dead = self.metrics.get("dead_groups")
+            share = "" if dead is None else f" ({dead:.0%} of the groups have one reward for all answers)"
+            text = (
+                f"step {self.cursor.step}: no gradient in the last {IDLE_STEPS} steps{share}: nothing is being learnt"
+            )
+            self.report("warning", {"text": text})
+
+    def _count_omitted(self) -> None:
+        """Log what a domain left out of the step (prompts that do not fit, by view), and tell of each kind once."""
+        for what, count in getattr(self.domain, "omitted", {}).items():
+            self.metrics[f"omitted/{what}"] = float(count)
+            if what not in self.told:
+                self.told.add(what)
+                text = f"step {self.cursor.step}: {count} of {what!r} did not fit and were left out; every step's count is in metrics.jsonl"
+                self.report("warning", {"text": text})
 
     def _evaluate(self, label: str) -> None:
         with self.stop.at_once():
@@ -249,6 +278,10 @@ class Run:
 
     def _resume(self) -> None:
         folder, refused = newest_good(self.folder.checkpoints)
+        if refused and folder is None:  # to start again would cut off the logs of what was done
+            raise UserError(
+                f"{refused[0]}, and no other checkpoint is good: to start from the beginning, remove {self.folder.checkpoints}"
+            )
         for sentence in refused:
             self.report("warning", {"text": f"{sentence}; the one before it is used"})
         if folder is None:
@@ -256,7 +289,7 @@ class Run:
             self.samples.restore(Piece(facts={"bytes": 0}))
             self.report(
                 "warning",
-                {"text": f"no usable checkpoint in {self.folder.checkpoints}: the run starts from the beginning"},
+                {"text": f"no checkpoint in {self.folder.checkpoints}: the run starts from the beginning"},
             )
             return
         self.state.load(folder)

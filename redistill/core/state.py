@@ -88,7 +88,9 @@ class State:
         except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own error
             shutil.rmtree(draft, ignore_errors=True)
             why = getattr(error, "strerror", None) or error
-            raise UserError(f"checkpoint {final} could not be written ({why}); the one before it is intact") from None
+            kept = checkpoints(root)
+            before = f"the one before it is intact: {kept[-1]}" if kept else "there is none before it"
+            raise UserError(f"checkpoint {final} could not be written ({why}); {before}") from None
         for old in checkpoints(root)[:-keep_last]:
             shutil.rmtree(old)
         return final

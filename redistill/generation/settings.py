@@ -27,7 +27,7 @@ class Settings(RunConfig):
         choices=("mean", "sum"),
     )  # fmt: skip
 
-    learning_rate: float = option(3e-4, "AdamW learning rate", above=0)
+    learning_rate: float = option(3e-4, "AdamW learning rate", above=0, high=1e6)
     weight_decay: float = option(1e-4, "AdamW weight decay", low=0)
     micro_batch: int = option(
         0, "rows in one forward pass of an update (whole groups are kept together); 0 is all", low=0

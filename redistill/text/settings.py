@@ -17,7 +17,7 @@ class Settings(RunConfig):
     warm_start_steps: int = option(
         0, "supervised updates on plain and in-context prompts before the method starts", low=0
     )
-    warm_start_learning_rate: float = option(1e-5, "learning rate of the warm start", above=0)
+    warm_start_learning_rate: float = option(1e-5, "learning rate of the warm start", above=0, high=1e6)
 
     max_new_tokens: int = option(64, "longest response, in tokens", low=1)
     temperature: float = option(1.0, "sampling temperature; 0 is greedy", low=0)

@@ -20,7 +20,7 @@ class Settings(RunConfig):
     group_size: int = option(1, "labels sampled for each image, where a method samples", low=1)
 
     optimiser: str = option("sgd", "sgd (Nesterov) or adamw", choices=("sgd", "adamw"))
-    learning_rate: float = option(0.05, "learning rate", above=0)
+    learning_rate: float = option(0.05, "learning rate", above=0, high=1e6)
     momentum: float = option(0.9, "momentum of sgd", low=0, high=0.9999)
     weight_decay: float = option(5e-4, "weight decay", low=0)
     milestones: str = option("", "epochs of a stage after which the learning rate is multiplied by `decay`, e.g. 30,45")
