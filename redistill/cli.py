@@ -198,7 +198,7 @@ def _run(arguments: argparse.Namespace) -> int:
             result = run.go(arguments.resume)
     except (Interrupted, KeyboardInterrupt) as broken_off:
         print(f"redistill: {_how_to_go_on(broken_off, run, arguments.words)}", file=sys.stderr)
-        return broken_off.status if isinstance(broken_off, Interrupted) else 130
+        return stop.status
     finally:
         if run is not None:
             run.close()
@@ -219,7 +219,10 @@ def _how_to_go_on(broken_off: BaseException, run: Run | None, words: Sequence[st
         kept = f"{broken_off.checkpoint} is saved" if broken_off.checkpoint else "there was nothing to save yet"
         told = f"stopped by {broken_off} after step {run.cursor.step}; {kept}"
     else:
-        told = "stopped at once; the checkpoint before is intact"
+        from redistill.core.state import newest_good
+
+        newest = newest_good(run.folder.checkpoints)[0]
+        told = f"stopped at once; {f'{newest} is intact' if newest else 'there was no checkpoint yet'}"
     return f"{told}; continue with `redistill {shlex.join(again)}`"
 
 

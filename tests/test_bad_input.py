@@ -290,7 +290,7 @@ def test_a_folder_that_another_run_writes(call: Any, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_weights")
 def test_a_disk_on_which_no_checkpoint_fits(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pocket has 0.35 million numbers: weights and two moments are 4 MB."""
+    """pocket has 0.34 million numbers: weights and two moments are 4 MB."""
     monkeypatch.setattr(redistill.core.runs.shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000))
     sentence = call("sft").sentence
     assert "has 3.0 MB free, and one checkpoint needs about 4." in sentence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -144,3 +145,31 @@ def test_the_command_is_kept_as_it_can_be_given_again(tmp_path: Path) -> None:
     assert main([*RUN, "--set", "eval_every=1", "--out", str(out)]) == 0
     words = shlex.split(json.loads((out / "config.json").read_text())["command"])
     assert words == ["redistill", *RUN, "--set", "eval_every=1", "--out", str(out)]
+
+
+def test_every_command_of_the_page_on_runs_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, in one folder, with the files that the page shows."""
+    page = (Path(__file__).parent.parent / "docs" / "running.md").read_text()
+    blocks = re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "questions.jsonl").write_text(next(text for kind, text in blocks if kind == "json"))
+    (tmp_path / "judge.py").write_text(next(text for kind, text in blocks if kind == "python"))
+    lines = [line for kind, text in blocks if kind == "sh" for line in text.splitlines()]
+    assert len(lines) >= 10
+    for line in lines:
+        program, *words = shlex.split(line, comments=True)
+        assert program == "redistill"
+        if "--help" in words:
+            with pytest.raises(SystemExit) as ended:
+                main(words)
+            assert ended.value.code == 0, line
+        else:
+            assert main(words) == 0, line
+    assert '"feedback": "off by ' in (tmp_path / "runs" / "judged" / "samples.jsonl").read_text()
+
+
+def test_the_page_on_runs_names_every_file_of_a_run_folder(folder: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "running.md").read_text()
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            assert f"`{path.name}" in page, path.name

@@ -232,11 +232,19 @@ def test_a_second_ctrl_c_stops_at_once(
     with monkeypatch.context() as patch:
         strike(patch, redistill.core.loop, "update", 5, (signal.SIGINT, signal.SIGINT))
         sentence = stopped(capsys, out, 130)
-    assert "stopped at once; the checkpoint before is intact" in sentence
+    assert f"stopped at once; {out}/checkpoints/step-00000004 is intact" in sentence
     assert saved_names(out) == ["step-00000002", "step-00000004"]
     assert last_step(out) == 5, "its record was written; it is done again"
     assert main(arguments(RUNS["grpo"], out, True)) == 0
     assert_same(out, expected("grpo"))
+
+
+def test_a_second_signal_before_there_is_a_checkpoint_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        strike(patch, redistill.core.loop, "update", 0, (signal.SIGTERM, signal.SIGTERM))
+        assert "stopped at once; there was no checkpoint yet" in stopped(capsys, tmp_path / "run", 143)
 
 
 def test_before_the_model_is_there_nothing_is_left_behind(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,7 +16,6 @@ import pytest
 import redistill.core.loop
 from redistill.cli import main
 from redistill.core.runs import RunFolder
-from redistill.core.stopping import Interrupted
 from redistill.errors import UserError
 from redistill.reporting import trackers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -197,10 +198,17 @@ def test_a_tracker_that_cannot_start_is_one_sentence(
     assert said.err == f"redistill: tracker={fake.__name__} could not be started: no account here\n"
 
 
-def test_a_stop_is_not_taken_for_a_failure(fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_closes_the_tracker(fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = redistill.core.loop.update
+
+    def update(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
     with monkeypatch.context() as patch:
-        die_at(patch, 1, Interrupted(15))
+        patch.setattr(redistill.core.loop, "update", update)
         assert main(words(tmp_path / "run", fake.__name__)) == 143
+    assert steps(fake.runs[0], "train") == [1]
     assert len(fake.runs[0].ended) == 1
 
 

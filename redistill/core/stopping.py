@@ -20,13 +20,7 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.number = number
         self.checkpoint: Path | None = None
-
-    @property
-    def status(self) -> int:
-        """The exit status of a process that ends for this."""
-        return STATUS[signal.Signals(self.number)]
 
 
 class Stop:
@@ -36,6 +30,11 @@ class Stop:
     def __init__(self) -> None:
         self.number: int | None = None
         self._held = False
+
+    @property
+    def status(self) -> int:
+        """The exit status of a process that ends for the signal that came first (Ctrl-C where none was received)."""
+        return STATUS[signal.Signals(self.number or signal.SIGINT)]
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal came while it was held."""
