@@ -65,6 +65,14 @@ class TeacherLogProb(Quantity):
 
 
 @dataclass(frozen=True)
+class TeacherEntropy(Quantity):
+    """Entropy (nats) of the teacher's distribution at the step, over all outcomes, under the row's own sampling
+    temperature. No gradient; 0 where the row has no teacher."""
+
+    teacher: Teacher
+
+
+@dataclass(frozen=True)
 class DivergenceOf(Quantity):
     """Divergence between teacher and student at the step; both logits divided by `temperature`. `clip` is the upper
     bound of each outcome's contribution (OPSD); `advantage_clip` bounds |log q - log p| (SDPO, reverse KL only)."""

@@ -8,10 +8,20 @@ from redistill.experiments.crd import CRD_DIGITS
 from redistill.experiments.opsd import OPSD_POCKET, OPSD_SMOLLM2
 from redistill.experiments.ps_kd import PS_KD_DIGITS, PS_KD_MNIST
 from redistill.experiments.sdpo import SDPO_POCKET, SDPO_SMOLLM2
+from redistill.experiments.srpo import SRPO_POCKET
 
 ALL: dict[tuple[str, str], Experiment] = {
     (experiment.slug, str(experiment.base["model"])): experiment
-    for experiment in (SDPO_POCKET, SDPO_SMOLLM2, OPSD_POCKET, OPSD_SMOLLM2, PS_KD_DIGITS, PS_KD_MNIST, CRD_DIGITS)
+    for experiment in (
+        SDPO_POCKET,
+        SDPO_SMOLLM2,
+        OPSD_POCKET,
+        OPSD_SMOLLM2,
+        PS_KD_DIGITS,
+        PS_KD_MNIST,
+        CRD_DIGITS,
+        SRPO_POCKET,
+    )
 }
 
 

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redistill.core.signal import CapturedMass, DivergenceOf, EntropyOf, LogProb, Quantity, Teacher, TeacherLogProb
+from redistill.core.signal import (
+    CapturedMass,
+    DivergenceOf,
+    EntropyOf,
+    LogProb,
+    Quantity,
+    Teacher,
+    TeacherEntropy,
+    TeacherLogProb,
+)
 from redistill.objectives.divergence import divergence, restrict
 from redistill.objectives.entropy import entropy
 
@@ -47,6 +56,10 @@ def measure_choices(
             teacher = teachers[quantity.teacher]
             taken_n = teacher.log_probs(warm_n1).gather(-1, target_n[:, None])[:, 0]
             found[quantity] = torch.where(teacher.valid_n, taken_n, torch.zeros_like(taken_n))
+        elif isinstance(quantity, TeacherEntropy):
+            teacher = teachers[quantity.teacher]
+            spread_n = entropy(teacher.log_probs(warm_n1)).to(own_nV)
+            found[quantity] = torch.where(teacher.valid_n, spread_n, torch.zeros_like(spread_n))
         elif isinstance(quantity, DivergenceOf):
             # Both sides rounded alike, or a temperature of 1.1 would never equal itself.
             same = bool((temperature_n == temperature_n.new_tensor(quantity.temperature)).all())

@@ -16,14 +16,7 @@ from torch import Tensor, nn
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group
 from redistill.core.players import Player
-from redistill.core.signal import (
-    CapturedMass,
-    DivergenceOf,
-    Quantity,
-    Signal,
-    Teacher,
-    TeacherLogProb,
-)  # fmt: skip
+from redistill.core.signal import Quantity, Signal, Teacher
 from redistill.core.specs import TeacherWeights
 from redistill.core.state import Stateful
 from redistill.core.task import Prompt, Task, checked_verdict
@@ -187,9 +180,10 @@ class TextDomain:
         episodes = [signal.rows[row] for row in rows]
         teachers = {}
         for quantity in quantities:
-            if isinstance(quantity, (DivergenceOf, TeacherLogProb, CapturedMass)) and quantity.teacher not in teachers:
-                contexts = [quantity.teacher.contexts[row] for row in rows]
-                teachers[quantity.teacher] = self._teacher_states(quantity.teacher.weights, episodes, contexts)
+            teacher: Teacher | None = getattr(quantity, "teacher", None)
+            if teacher is not None and teacher not in teachers:
+                contexts = [teacher.contexts[row] for row in rows]
+                teachers[teacher] = self._teacher_states(teacher.weights, episodes, contexts)
         packed = packing.pack(self.pieces(episodes))
         hidden_nD = _hidden(self.lm, packed)
         warm = hidden_nD.new_tensor([_temperature(episodes[row]) for row in packed.row_n.tolist()])

@@ -21,7 +21,7 @@ from redistill.core import rng
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group
 from redistill.core.players import Player
-from redistill.core.signal import CapturedMass, DivergenceOf, Quantity, Signal, Teacher, TeacherLogProb
+from redistill.core.signal import Quantity, Signal, Teacher
 from redistill.core.specs import TeacherWeights
 from redistill.core.state import Stateful
 from redistill.core.task import Prompt, checked_verdict
@@ -201,8 +201,8 @@ class VisionDomain:
     def _teachers(self, quantities: Sequence[Quantity], rows: Sequence[int]) -> dict[Teacher, TeacherLogits]:
         found: dict[Teacher, TeacherLogits] = {}
         for quantity in quantities:
-            if isinstance(quantity, (DivergenceOf, TeacherLogProb, CapturedMass)) and quantity.teacher not in found:
-                teacher = quantity.teacher
+            teacher: Teacher | None = getattr(quantity, "teacher", None)
+            if teacher is not None and teacher not in found:
                 found[teacher] = self._teacher_logits(teacher.weights, [teacher.contexts[row] for row in rows])
         return found
 

@@ -243,5 +243,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sdpo-failures-live": (
         "sdpo", {"route": "failures", "teacher": "live", "feedback": "always", "support": "top_k(5)"},
     ),
+    "srpo": ("srpo", {"support": "top_k(5)"}),
+    "srpo-full-std": (
+        "srpo", {"support": "full", "std": "sample", "feedback": "always", "teacher": "frozen", "beta": 0.3},
+    ),
+    "srpo-successes-reverse": (
+        "srpo", {"route": "successes", "divergence": "reverse_kl", "support": "full", "ratio_cap": 1.1, "clip_high": 0.1},
+    ),
+    "srpo-mix": ("srpo", {"mix": 0.5, "clip_low": 0.9, "clip_high": 0.9}),
 }  # fmt: skip
 """A name for each point of the language methods that a law is checked at: (method, options)."""

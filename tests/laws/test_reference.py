@@ -237,8 +237,47 @@ def sdpo(lab: Lab, groups: list[Any]) -> Tensor:
     return (1 - method.grpo_weight) * distilled + method.grpo_weight * grpo(lab, groups, **settings)
 
 
+def srpo(lab: Lab, groups: list[Any]) -> Tensor:
+    """Token by token: which branch, its loss, its weight; then one division by all tokens."""
+    method, model = lab.method, lab.domain.lm.module
+    reinforced, distilled, entropies, steps = [], [], [], 0
+    for group in groups:
+        rewards = [row.reward for row in group]
+        mean = sum(rewards) / len(rewards)
+        spread = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1))
+        for row in group:
+            steps += row.steps
+            scale = spread + 1e-6 if method.std == "sample" else 1.0
+            advantage = torch.full((row.steps,), (row.reward - mean) / scale if spread else 0.0, dtype=torch.float64)
+            others = [other.text for other in group if other is not row and other.reward >= 0.5]
+            feedback = row.verdict.feedback if method.feedback == "always" else None
+            context = shown(lab, group.prompt, solution=(others or [None])[0], feedback=feedback)
+            if method.mix is None and (row.reward < 0.5) != (method.route == "failures"):
+                context = None
+            log_q = logits_at(model, row.context, row).log_softmax(-1)
+            ratio = (taken(log_q, row) - row.behaviour_logp_T.double()).exp()
+            if context is not None:
+                log_p = teacher_logp(lab, context, row, 1.0)
+            if context is not None and method.mix is None:
+                kind = method.divergence
+                loss = divergence(kind.name, kind.beta, *narrowed(method.support, log_p, log_q))
+                distilled.append(loss * ratio.detach().clamp(max=method.ratio_cap))
+                entropies.append(-(log_p.exp() * log_p).sum(-1))
+                continue
+            if method.mix is not None:
+                gap = (taken(log_p, row) - taken(log_q, row)).detach() if context is not None else 0.0
+                advantage = method.mix * advantage + (1 - method.mix) * gap
+            clipped = ratio.clamp(1 - method.clip_low, 1 + method.clip_high)
+            reinforced.append(-torch.minimum(ratio * advantage, clipped * advantage))
+    total = sum((loss.sum() for loss in reinforced), torch.zeros((), dtype=torch.float64))
+    if distilled:
+        weight = (-method.beta * torch.cat(entropies)).exp()
+        total = total + (torch.cat(distilled) * weight / weight.mean()).sum()
+    return total / steps
+
+
 REFERENCES: dict[str, Loss] = {
-    "sft": likelihood, "rft": likelihood, "grpo": grpo, "opd": opd, "opsd": opsd, "sdpo": sdpo,
+    "sft": likelihood, "rft": likelihood, "grpo": grpo, "opd": opd, "opsd": opsd, "sdpo": sdpo, "srpo": srpo,
 }  # fmt: skip
 
 

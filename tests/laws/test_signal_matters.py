@@ -70,7 +70,11 @@ def test_law_2_fails_when_the_teacher_is_one_step_off() -> None:
 
 TAUGHT = [case for case in CASES if case.split("-")[0] in ("opsd", "sdpo") or "checkpoint" in case]
 PRIVILEGED = [
-    case for case in CASES if CASES[case][1].get("teacher_view") == "with_solution" or "opsd" in case or "sdpo" in case
+    case
+    for case in CASES
+    if (CASES[case][1].get("teacher_view") == "with_solution" or CASES[case][0] in ("opsd", "sdpo", "srpo"))
+    and "mix" not in case
+    and "successes" not in case  # no divergence; two successes that read the same text
 ]
 
 
@@ -100,7 +104,7 @@ def test_law_3_shuffled_contexts_change_the_gradient(case: str) -> None:
     assert float((own - shuffled).norm()) > 1e-3 * float(own.norm())
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.split("-")[0] in ("grpo", "rft", "sdpo")])
+@pytest.mark.parametrize("case", [case for case in CASES if case.split("-")[0] in ("grpo", "rft", "sdpo", "srpo")])
 def test_law_3_shuffled_rewards_change_the_gradient(case: str) -> None:
     slug, options = CASES[case]
     lab = Lab(slug, **options)

@@ -12,6 +12,7 @@ RIGHTS = [[True, False, False, False], [False, False, False, False], [True, True
 OPD = {"teacher": "frozen", "teacher_view": "with_solution"}
 NEVER = {"feedback": "never"}
 REVERSE = {"divergence": "reverse_kl"}
+MIXED = {"feedback": "always"}
 
 CHANGES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
     "sft": {"in_context_share": ({}, {"in_context_share": 1.0}), "normaliser": ({}, {"normaliser": "constant(7)"})},
@@ -47,6 +48,13 @@ CHANGES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
         "ratio_cap": ({}, {"ratio_cap": 0.5}), "advantage_clip": (REVERSE, {**REVERSE, "advantage_clip": 0.1}),
         "normaliser": ({}, {"normaliser": "sequence"}), "grpo_weight": ({}, {"grpo_weight": 0.5}),
         "wrong_context": ({}, {"wrong_context": "true"}),
+    },
+    "srpo": {
+        "threshold": ({}, {"threshold": 0.0}), "beta": ({}, {"beta": 0.0}), "route": ({}, {"route": "all"}), "mix": ({}, {"mix": 0.9}),
+        "feedback": ({}, {"feedback": "always"}), "divergence": ({}, REVERSE), "support": ({}, {"support": "top_k(2)"}),
+        "teacher": ({"drift": 1}, {"teacher": "live", "drift": 1}), "ratio_cap": ({}, {"ratio_cap": 0.5}),
+        "std": ({}, {"std": "sample"}), "clip_low": ({"mix": 0.9}, {"mix": 0.9, "clip_low": 0.9}),
+        "clip_high": ({}, {"clip_high": 9.0}), "wrong_context": (MIXED, {**MIXED, "wrong_context": "true"}),
     },
 }  # fmt: skip
 

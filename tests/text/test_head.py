@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from redistill.core.signal import CapturedMass, DivergenceOf, EntropyOf, LogProb, Quantity, Teacher, TeacherLogProb
+from redistill.core.signal import (
+    CapturedMass,
+    DivergenceOf,
+    EntropyOf,
+    LogProb,
+    Quantity,
+    Teacher,
+    TeacherEntropy,
+    TeacherLogProb,
+)  # fmt: skip
 from redistill.core.specs import DivergenceKind, Support, TeacherWeights
 from redistill.text import head as heads
 from redistill.text.head import TeacherPart, TeacherStates, at_least_float32, measure
@@ -20,7 +29,8 @@ OTHER = Teacher(TeacherWeights("frozen"), ())
 def quantities(kind: str = "reverse_kl", support: str = "full", temperature: float = 1.0) -> list[Quantity]:
     spec = Support.parse(support)
     divergence = DivergenceOf(TEACHER, DivergenceKind.parse(kind), spec, temperature=temperature)
-    return [LogProb(), EntropyOf(), TeacherLogProb(TEACHER), divergence, CapturedMass(TEACHER, spec, temperature)]
+    own = [LogProb(), EntropyOf(), TeacherLogProb(TEACHER), divergence, CapturedMass(TEACHER, spec, temperature)]
+    return [*own, TeacherEntropy(TEACHER)]
 
 
 def setting(n: int, v: int, d: int = 6, dtype: torch.dtype = torch.float64, mixture: bool = False) -> tuple[Any, ...]:
@@ -47,7 +57,9 @@ def slow(hidden: Any, own: Any, target: Any, temperature: Any, states: Any, warm
     p_taken = (mixed / temperature[:, None]).log_softmax(-1)[rows, target]
     q_warm, p_warm = (logits / warm).log_softmax(-1), (mixed / warm).log_softmax(-1)
     kl = (q_warm.exp() * (q_warm - p_warm)).sum(-1)
-    return [q[rows, target], -(q.exp() * q).sum(-1), p_taken * valid, kl * valid, torch.ones(len(target))]
+    p = (mixed / temperature[:, None]).log_softmax(-1)
+    values = [q[rows, target], -(q.exp() * q).sum(-1), p_taken * valid, kl * valid, torch.ones(len(target))]
+    return [*values, -(p.exp() * p).sum(-1) * valid]
 
 
 @pytest.mark.parametrize("mixture", [False, True])
@@ -60,7 +72,7 @@ def test_values_and_gradients_are_those_of_whole_tensors(
     wanted = quantities(temperature=1.7)
     found = measure(hidden, own, target, temperature, states, wanted)
     expected = slow(hidden, own, target, temperature, states, 1.7)
-    mix = torch.randn(5, 10, dtype=torch.float64)
+    mix = torch.randn(6, 10, dtype=torch.float64)
     for quantity, value in zip(wanted, expected):
         torch.testing.assert_close(found[quantity], value.to(found[quantity]), rtol=1e-10, atol=1e-12)
     inputs = (hidden, own.weight_VD)
