@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from redistill.core.runs import versions
+from redistill.errors import UserError
 from redistill.evaluation.intervals import Interval, t_interval
 from redistill.experiments import experiment_of
 from redistill.experiments.base import Experiment
@@ -29,16 +31,20 @@ def reproduce(
 
     began = time.monotonic()
     experiment = experiment_of(slug, model)
+    _check_seeds(seeds, experiment)
     model = str(experiment.base["model"])
     first = experiment is experiment_of(slug)
     name = slug if first else f"{slug}-{model}"
     work = Path("runs") / "reproduce" / (name + ("-quick" if quick else ""))
     target = out or (work / "evidence" if quick else Path("evidence") / slug / ("" if first else model))
     target.mkdir(parents=True, exist_ok=True)
-    tuned, search = _tune(experiment, work, quick)
+    pace = Pace(_runs(experiment, len(seeds), quick))
+    tuned, search = _tune(experiment, work, quick, pace)
     results = {
         arm: [
-            _one(experiment, arm, seed, work / f"{_file(arm)}-s{seed}", tuned.get(spec.tuned_as or arm, {}), quick)
+            _one(
+                experiment, arm, seed, work / f"{_file(arm)}-s{seed}", tuned.get(spec.tuned_as or arm, {}), quick, pace
+            )
             for seed in seeds
         ]
         for arm, spec in experiment.arms.items()
@@ -56,6 +62,42 @@ def reproduce(
     return verdict
 
 
+def _check_seeds(seeds: Sequence[int], experiment: Experiment) -> None:
+    """Two seeds at least (one has no interval), each once, and none that the grid was searched on."""
+    told = ",".join(map(str, seeds))
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {told} names a seed twice")
+    if len(seeds) < 2:
+        raise UserError(f"--seeds {told} is one seed, which gives no interval: name two or more")
+    if experiment.tuning_seed in seeds:
+        raise UserError(f"--seeds {told} holds {experiment.tuning_seed}, the seed that the grid is searched on")
+
+
+@dataclass
+class Pace:
+    """How far a reproduction is: its runs, those that are done, and the seconds of those that ran now."""
+
+    runs: int
+    done: int = 0
+    ran: list[float] = field(default_factory=list)
+
+    def words(self) -> str:
+        """The run that begins, and the time left at the mean pace so far."""
+        told = f"run {self.done + 1} of {self.runs}"
+        if not self.ran:
+            return told
+        left = (self.runs - self.done) * sum(self.ran) / len(self.ran)
+        return f"{told}, about {left / 60:.0f} min left"
+
+
+def _runs(experiment: Experiment, seeds: int, quick: bool) -> int:
+    """Runs of the whole reproduction: the grid of every arm that is tuned, then every arm with every seed."""
+    tuned = sum(spec.tuned_as is None for spec in experiment.arms.values())
+    return tuned * sum(1 if quick else len(values) for values in experiment.grid.values()) + seeds * len(
+        experiment.arms
+    )
+
+
 def _file(arm: str) -> str:
     return arm.replace(" ", "_").replace("+", "and")
 
@@ -67,15 +109,17 @@ def _settings(
 
 
 def _one(
-    experiment: Experiment, arm: str, seed: int, folder: Path, tuned: Mapping[str, Any], quick: bool, **extra: Any
-) -> dict[str, Any]:
+    experiment: Experiment, arm: str, seed: int, folder: Path, tuned: Mapping[str, Any], quick: bool, pace: Pace,
+    **extra: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Run one arm with one seed, or read its result when the folder already holds it."""
     from redistill.build import prepare
     from redistill.reporting.terminal import reporter
 
     given = _settings(experiment, arm, seed, tuned, {**extra, **(experiment.quick if quick else {})})
     resume = (folder / "config.json").is_file()
-    print(f"--- {arm}, seed {seed}: {folder}", flush=True)
+    print(f"--- {pace.words()}: {arm}, seed {seed}: {folder}", flush=True)
+    began = time.monotonic()
     run = prepare(
         experiment.arms[arm].method, given, out=folder, resume=resume, report=reporter(quiet=True, silent=True)
     )
@@ -84,6 +128,9 @@ def _one(
         result: dict[str, Any] = finished if finished else run.go(resume)
     finally:
         run.close()
+    pace.done += 1
+    if not finished:
+        pace.ran.append(time.monotonic() - began)
     records = _records(folder / "metrics.jsonl")
     result["generated_tokens"] = sum(r["episodes"] * r["length"] for r in records if "episodes" in r and "length" in r)
     result["generations"] = sum(r["episodes"] for r in records if "episodes" in r)
@@ -98,7 +145,9 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _tune(experiment: Experiment, work: Path, quick: bool) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def _tune(
+    experiment: Experiment, work: Path, quick: bool, pace: Pace
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The winning grid value of each arm, and the whole search for the record."""
     tuned: dict[str, dict[str, Any]] = {}
     search: dict[str, Any] = {}
@@ -109,7 +158,9 @@ def _tune(experiment: Experiment, work: Path, quick: bool) -> tuple[dict[str, di
             scores = {}
             for value in values if not quick else list(values)[1:2]:
                 folder = work / "tuning" / f"{_file(arm)}-{value:g}"
-                result = _one(experiment, arm, experiment.tuning_seed, folder, {key: value}, quick, **experiment.tuning)
+                result = _one(
+                    experiment, arm, experiment.tuning_seed, folder, {key: value}, quick, pace, **experiment.tuning
+                )
                 scores[str(value)] = result["evaluations"]["after"][experiment.metric]
             best = max(scores, key=lambda text: scores[text])
             tuned[arm] = {key: float(best)}

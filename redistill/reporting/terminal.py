@@ -115,23 +115,26 @@ def outcome(evaluations: Mapping[str, Any]) -> str:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """`redistill list`."""
+    """`redistill list`: one line a method; a narrow terminal does without the titles."""
+    console = OUT if OUT.is_terminal else Console(width=160)
+    columns = ["slug", "title", "family", "paper", "objective", "recipe", "evidence", "scale"]
+    if console.width < 140:
+        columns.remove("title")
     table = Table(box=None, pad_edge=False)
-    for column in ("slug", "title", "family", "paper", "objective", "recipe", "evidence", "scale"):
-        table.add_column(column)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
     for row in rows:
-        marks = [
-            "yes" if row[key] is True else "no" if row[key] is False else str(row[key])
-            for key in ("objective", "recipe", "evidence", "scale")
-        ]
-        table.add_row(row["slug"], row["title"], row["family"], row["paper"], *marks)
-    OUT.print(table)
+        cells = {**row, "paper": row["paper"].partition(" (")[0]}
+        table.add_row(*({True: "yes", False: "no"}.get(cells[key], str(cells[key])) for key in columns))
+    console.print(table)
 
 
 def print_method(facts: Mapping[str, Any]) -> None:
     """`redistill show`."""
     OUT.print(f"[bold]{escape(facts['slug'])}[/]: {escape(facts['title'])} ({facts['paper']})\n")
-    OUT.print(escape(facts["idea"]) + "\n")
+    # The docstring's own line breaks are for the file's width, a blank line is a paragraph.
+    paragraphs = [" ".join(part.split()) for part in facts["idea"].split("\n\n")]
+    OUT.print(escape("\n\n".join(paragraphs)) + "\n")
     OUT.print("[bold]objective[/]\n  " + escape(facts["objective"]) + "\n")
     table = Table(box=None, pad_edge=False, title="options (--set key=value)", title_justify="left")
     for column in ("option", "default", "range", "meaning"):
