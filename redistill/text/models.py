@@ -1,8 +1,9 @@
 """Language models: loading and saving in ordinary transformers format, and the three things the library asks of one:
 hidden states, the head that turns them into logits, and prompts rendered to ids.
 
-Weights are float32; bfloat16 means autocast around the layers. The head is computed in float32 either way, since a
-low-precision head is a known source of mismatch between sampler and trainer (MiniMax-M1, arXiv 2506.13585).
+Weights are float32, so that small updates are not lost; bfloat16 means that the layers multiply in it (autocast). The
+head is computed in float32 either way, since a low-precision head is a known source of mismatch between sampler and
+trainer (MiniMax-M1, arXiv 2506.13585).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from redistill.core import rng
-from redistill.errors import UserError, nearest
+from redistill.core.arithmetic import fast_float32
+from redistill.errors import UserError
 from redistill.text import weights
 from redistill.text.files import replacing
+from redistill.text.precision import compute_dtype, linear_layers_in
 from redistill.text.quiet import quiet
 
-DTYPES = ("float32", "bfloat16", "auto")
 _PROBE = "redistill"
 
 
@@ -68,7 +70,7 @@ class LanguageModel:
     context: int
     """Most positions the model can read, in tokens."""
     dtype: torch.dtype
-    """What the layers compute in; the weights are float32."""
+    """What the layers compute in; the weights are float32 (see `computing`)."""
     source: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: name, path, sha256 by file, versions, notes on choices made while loading."""
 
@@ -101,6 +103,18 @@ class LanguageModel:
                 use_cache=use_cache,
             )
 
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[Any]:
+        """Inside the block the linear layers of `causal` (which is yielded) hold their weights in `dtype`, cast once.
+
+        For many no-grad forwards with the same weights: decoding, scoring. `hidden` then gives exactly what it gives
+        outside, without casting every weight at every call; code of its own may read the layers' weights (in `dtype`;
+        do not keep them beyond the block). Embeddings, norms and the output layer stay float32. Where `dtype` is
+        float32 nothing changes. Blocks may be nested, in each other and in `core.teachers.swapped`.
+        """
+        with linear_layers_in(self.causal, self.dtype):
+            yield self.causal
+
     def head(self) -> Head:
         """The output layer, sharing memory (and gradient) with the weights."""
         output = self.causal.get_output_embeddings()
@@ -129,7 +143,8 @@ def load_model(
     0 freezes the model and adds LoRA (Hu et al., arXiv 2106.09685) to every linear layer but the head, scaled by
     alpha / rank; alpha defaults to twice the rank. Raises UserError for anything that does not fit together.
     """
-    compute, why = _compute_dtype(dtype, device)
+    compute, why = compute_dtype(dtype, device)
+    multiplies = fast_float32()
     folder = weights.resolve(name)
     config = read_config(name, folder)
     tokenizer, notes = load_tokenizer(name, folder)
@@ -138,7 +153,7 @@ def load_model(
     module.eval()
     module.to(torch.device(device))
     _check_rows(name, tokenizer, module)
-    notes |= {"dtype": why} | ({"dropout_removed": dropped} if dropped else {})
+    notes |= {"dtype": why, "float32_products": multiplies} | ({"dropout_removed": dropped} if dropped else {})
     lm = LanguageModel(
         name=name,
         module=module,
@@ -202,28 +217,6 @@ def save_model(lm: LanguageModel, folder: str | Path) -> Path:
         module.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
     return Path(folder)
-
-
-def _compute_dtype(dtype: str, device: str) -> tuple[torch.dtype, str]:
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is unknown{nearest(dtype, DTYPES)}")
-    if dtype != "auto":
-        return getattr(torch, dtype), "as asked"
-    if device.startswith("cuda"):
-        fast, of = torch.cuda.is_bf16_supported(including_emulation=False), "GPU"
-    else:
-        fast, of = device == "cpu" and bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags()), device
-    how = "multiplies bfloat16 natively" if fast else "has no native bfloat16 multiplication"
-    return (torch.bfloat16 if fast else torch.float32), f"auto: {of} {how}"
-
-
-def _cpu_flags() -> set[str]:
-    """Instruction sets that the kernel lists; empty where it does not say (then float32 is the safe choice)."""
-    listing = Path("/proc/cpuinfo")
-    if not listing.exists():
-        return set()
-    lines = listing.read_text(errors="replace").splitlines()
-    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
 
 
 def _without_dropout(config: Any) -> dict[str, float]:

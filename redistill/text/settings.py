@@ -29,7 +29,11 @@ class Settings(RunConfig):
 
     lora_rank: int = option(0, "LoRA rank; 0 trains all weights", low=0)
     lora_alpha: float | None = option(None, "LoRA alpha; none means twice the rank", above=0)
-    dtype: str = option("float32", "compute dtype (weights stay float32)", choices=("float32", "bfloat16", "auto"))
+    dtype: str = option(
+        "float32",
+        "what the layers compute in; weights, optimiser and log-probs stay float32",
+        choices=("float32", "bfloat16", "auto"),
+    )
     micro_batch_tokens: int = option(2048, "tokens in one forward pass of the update", low=1)
 
     eval_samples: int = option(0, "samples per held-out prompt for avg@k and pass@k beside greedy; 0 is off", low=0)

@@ -13,7 +13,7 @@ import torch
 import transformers
 from redistill.errors import UserError
 from redistill.tasks.sums import Sums
-from redistill.text import models, weights
+from redistill.text import models, precision, weights
 from redistill.text.models import LanguageModel, compare_tokenizers, load_model, save_model
 from redistill.text.views import TERSE, Evidence, with_solution
 from safetensors.torch import load_file, save_file
@@ -179,10 +179,36 @@ def test_bfloat16_is_autocast() -> None:
     assert ours(rough).dtype == torch.float32
 
 
+@torch.no_grad()
+def test_weights_cast_once_give_what_weights_cast_at_every_call_give() -> None:
+    lm = load_model("pocket", dtype="bfloat16", lora_rank=2)
+    for name, parameter in lm.trainable().items():
+        if "lora_B" in name:
+            parameter.fill_(0.02)
+    outside, before = ours(lm), {name: p.clone() for name, p in lm.module.named_parameters()}
+    with lm.computing() as causal:
+        assert {part.weight.dtype for part in causal.modules() if isinstance(part, torch.nn.Linear)} == {
+            torch.bfloat16, torch.float32,
+        }  # fmt: skip
+        assert lm.head().weight_VD.dtype == torch.float32
+        assert torch.equal(ours(lm), outside)
+        with lm.computing():
+            assert torch.equal(ours(lm), outside)
+        assert torch.equal(ours(lm), outside)
+    assert all(torch.equal(p, before[name]) and p.dtype == torch.float32 for name, p in lm.module.named_parameters())
+
+
+def test_computing_in_float32_changes_nothing() -> None:
+    lm = load_model("pocket")
+    places = [p.data_ptr() for p in lm.module.parameters()]
+    with lm.computing():
+        assert [p.data_ptr() for p in lm.module.parameters()] == places
+
+
 @pytest.mark.parametrize(("flags", "expected"), [({"avx2"}, torch.float32), ({"avx512_bf16"}, torch.bfloat16)])
 def test_auto_dtype_asks_the_processor(monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: torch.dtype) -> None:
-    monkeypatch.setattr(models, "_cpu_flags", lambda: flags)
-    assert models._compute_dtype("auto", "cpu")[0] == expected
+    monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
+    assert precision.compute_dtype("auto", "cpu")[0] == expected
 
 
 def test_unknown_dtype() -> None:
