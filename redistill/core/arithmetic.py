@@ -33,7 +33,8 @@ def fast_float32() -> str:
     flags = cpu_flags()
     slow_blas = {"AuthenticAMD", "avx512f"} <= flags and not any(flag.startswith("amx") for flag in flags)
     usable = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    if not (slow_blas and usable) or torch.cuda.is_available() or torch.backends.mkldnn.matmul.fp32_precision != "none":
+    untouched = usable and torch.backends.mkldnn.matmul.fp32_precision == "none"  # type: ignore[attr-defined]
+    if not (slow_blas and untouched) or torch.cuda.is_available():
         return "as set"
     torch.set_float32_matmul_precision("medium")
     if float32_error() < EXACT:
