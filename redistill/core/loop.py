@@ -89,6 +89,11 @@ class Run:
         """Updates done so far."""
         return self.cursor.step
 
+    @property
+    def stage_step(self) -> int:
+        """Updates done in this stage."""
+        return self.cursor.step - self.cursor.stage_began
+
     def next_prompts(self) -> list[Prompt]:
         """The step's training prompts."""
         first = self.cursor.prompts

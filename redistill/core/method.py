@@ -21,6 +21,11 @@ class Context(Protocol):
         """Updates done so far."""
         ...
 
+    @property
+    def stage_step(self) -> int:
+        """Updates done in this stage: what schedules count (a warm start is a stage of its own)."""
+        ...
+
     task: Task
     domain: Any
 

@@ -197,7 +197,8 @@ class TeacherWeights:
 class Normaliser:
     """What a term's sum is divided by, always over the whole update batch: `token` (its active steps), `sequence` (each
     row's mean, then the mean over rows) or `constant(n)`. `rows=all` counts rows and steps that the term masks out as
-    zeros (SDPO's released code does), `rows=active` leaves them out."""
+    zeros (SDPO's released code does), `rows=active` leaves them out, `rows=weighted` counts each by the term's weight, so
+    that the result is a weighted mean (PACED)."""
 
     name: str = "token"
     n: float = 0.0
@@ -210,8 +211,12 @@ class Normaliser:
             )
         if self.name == "constant" and not 0 < self.n < math.inf:
             raise UserError(f"normaliser constant needs a number above 0, got {self.n:g}")
-        if self.rows not in ("active", "all"):
-            raise UserError(f"normaliser rows={self.rows!r} is unknown{nearest(self.rows, ['active', 'all'])}")
+        if self.rows not in ("active", "all", "weighted"):
+            raise UserError(
+                f"normaliser rows={self.rows!r} is unknown{nearest(self.rows, ['active', 'all', 'weighted'])}"
+            )
+        if self.rows == "weighted" and self.name == "constant":
+            raise UserError("normaliser constant has no weights to count: rows=weighted goes with token or sequence")
 
     @classmethod
     def parse(cls, text: str) -> Normaliser:
@@ -219,11 +224,11 @@ class Normaliser:
         name, args, keywords = parse_call(text, "normaliser")
         if set(keywords) - {"rows"} or len(args) > (name == "constant"):
             raise UserError(
-                f"normaliser {text!r} is not token, sequence or constant(n), each with an optional rows=all"
+                f"normaliser {text!r} is not token, sequence or constant(n), each with an optional rows=all or rows=weighted"
             )
         return cls(name, _number(args[0], "normaliser constant") if args else 0.0, keywords.get("rows", "active"))
 
     def __str__(self) -> str:
         inner = [_plain(self.n)] if self.name == "constant" else []
-        inner += ["rows=all"] if self.rows == "all" else []
+        inner += [f"rows={self.rows}"] if self.rows != "active" else []
         return self.name + (f"({', '.join(inner)})" if inner else "")

@@ -81,3 +81,23 @@ def shaped_ratio(ratio_N: Tensor, gamma: float | Tensor) -> Tensor:
         raise UserError(f"gamma of a shaped ratio needs a number above 0, got {gamma}")
     gamma = gamma.detach() if isinstance(gamma, Tensor) else gamma
     return ratio_N / (ratio_N + gamma)
+
+
+def anchored_log_ratio(
+    logp_N: Tensor, behaviour_N: Tensor, teacher_N: Tensor, alpha: float, *, bound: float | None = None,
+    keep_gradient: bool = False,
+) -> Tensor:  # fmt: skip
+    """log of (pS / p_old)^alpha (pS / pT)^(1 - alpha) per step [N] (RLAD, arXiv 2602.22495), the trust region's anchor a
+    mixture of old student and teacher; alpha 1 is the ordinary ratio and does not look at the teacher.
+
+    `bound` keeps log pS / pT inside [-bound, bound] before the power; beyond it that factor is constant, unless
+    `keep_gradient` lets the gradient of log pS through. Gradient flows to the student alone.
+    """
+    own_N = logp_N - behaviour_N.detach()
+    if alpha == 1.0:
+        return own_N
+    gap_N = logp_N - teacher_N.detach()
+    if bound is not None:
+        inside_N = gap_N.clamp(-bound, bound)
+        gap_N = inside_N.detach() + gap_N - gap_N.detach() if keep_gradient else inside_N
+    return alpha * own_N + (1.0 - alpha) * gap_N

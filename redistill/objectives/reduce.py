@@ -17,7 +17,8 @@ def step_weights(
 
     token: w = mask, count = active steps. sequence: w = mask / active steps of the row, count = rows with an active step.
     constant(n): w = mask, count = n. With rows=all, masked steps and rows count as zeros: token counts all steps,
-    sequence divides by the row's full length and counts every row. An empty selection has count 0 and no weight.
+    sequence divides by the row's full length and counts every row. With rows=weighted the count is the sum of the weights
+    (of the rows' mean weights for sequence), so that the value is a weighted mean. An empty selection has count 0 and no weight.
     float64, so that a sum over ranks or micro-batches does not depend on their order beyond rounding.
     """
     total = sum(lengths)
@@ -36,4 +37,5 @@ def step_weights(
     if weight_N is not None:
         # Behind the mask a weight may be anything, NaN too: it is not read.
         w_N = torch.where(w_N != 0, w_N * weight_N.to(torch.float64), 0.0)
+        count = w_N.sum() if normaliser.rows == "weighted" else count
     return w_N, count.to(torch.float64)

@@ -24,10 +24,27 @@ from redistill.core.signal import (
 )  # fmt: skip
 from redistill.core.specs import DivergenceKind, Support
 from redistill.objectives.estimators import estimate
-from redistill.objectives.policy_gradient import policy_gradient, sequence_log_ratio
+from redistill.objectives.policy_gradient import anchored_log_ratio, policy_gradient, sequence_log_ratio
 
 LogRatio = Callable[[Values, Tensor, Sequence[int]], Tensor]
 """A custom ratio: (values, behaviour_n, lengths) -> log-ratio [n], differentiable in the student (rlad's anchored ratio)."""
+
+
+@dataclass(frozen=True)
+class AnchoredRatio:
+    """RLAD's ratio, anchored at old student and teacher: a LogRatio that reads `TeacherLogProb(teacher)`."""
+
+    teacher: Teacher
+    alpha: float
+    bound: float | None = None
+    keep_gradient: bool = False
+
+    def __call__(self, values: Values, behaviour_n: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The log-ratio per step [n]."""
+        return anchored_log_ratio(
+            values[LogProb()], behaviour_n, values[TeacherLogProb(self.teacher)], self.alpha, bound=self.bound,
+            keep_gradient=self.keep_gradient,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -18,7 +18,10 @@ from redistill.errors import UserError, nearest
 from redistill.text import wheels
 from redistill.text.files import file_hash
 
-POCKET = Path(__file__).resolve().parents[1] / "assets" / "pocket"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+POCKET = ASSETS / "pocket"
+SHIPPED = ("pocket", "pocket-adept", "pocket-expert", "pocket-pairs")
+"""Models that come with the package: the pupil (scripts/train_pocket.py) and teachers (scripts/train_pocket_expert.py)."""
 HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 """What is fetched from a hub repository: never a pickle, never code."""
 HUB_IGNORED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.py", "*.onnx*", "*/*"]
@@ -32,8 +35,8 @@ def resolve(name: str) -> Path:
 
     May fetch (once, with a progress line on stderr). Raises UserError, naming the file, for a folder that is not whole.
     """
-    if name == "pocket":
-        return checked(POCKET)
+    if name in SHIPPED:
+        return checked(ASSETS / name)
     if name in wheels.PACKED:
         return _packed(name)
     folder = Path(name).expanduser()
@@ -52,7 +55,7 @@ def resolve(name: str) -> Path:
 
 def names() -> list[str]:
     """The models that go by a short name."""
-    return ["pocket", *wheels.PACKED]
+    return [*SHIPPED, *wheels.PACKED]
 
 
 def checked(folder: Path) -> Path:

@@ -67,3 +67,26 @@ def test_no_rows_is_legal(text: str) -> None:
     w_N, count = step_weights(Normaliser.parse(text), [], None, None)
     assert w_N.numel() == 0
     assert float(count) == (7.0 if text.startswith("constant") else 0.0)
+
+
+@given(rows(), st.sampled_from(["token", "sequence"]))
+@settings(max_examples=60, deadline=None)
+def test_weighted_counts_make_a_weighted_mean(found: list[list[tuple[bool, float, float]]], name: str) -> None:
+    """A constant field keeps its value under any weights, and scaling all weights changes nothing."""
+    found = [[(mask, abs(w) + 0.1, loss) for mask, w, loss in row] for row in found]
+    lengths = [len(row) for row in found]
+    flat = [step for row in found for step in row]
+    mask_N = torch.tensor([m for m, _, _ in flat], dtype=torch.bool)
+    weight_N = torch.tensor([w for _, w, _ in flat], dtype=torch.float64)
+    if not bool(mask_N.any()):
+        assert float(step_weights(Normaliser(name, rows="weighted"), lengths, mask_N, weight_N)[1]) == 0.0
+        return
+    for scale in (1.0, 17.0):
+        w_N, count = step_weights(Normaliser(name, rows="weighted"), lengths, mask_N, weight_N * scale)
+        assert float(w_N.sum() / count) == pytest.approx(1.0)
+    whole, count = step_weights(Normaliser(name, rows="weighted"), lengths, mask_N, weight_N)
+    scaled, scaled_count = step_weights(Normaliser(name, rows="weighted"), lengths, mask_N, weight_N * 3)
+    torch.testing.assert_close(whole / count, scaled / scaled_count)
+    even, even_count = step_weights(Normaliser(name, rows="weighted"), lengths, mask_N, torch.ones_like(weight_N))
+    plain, plain_count = step_weights(Normaliser(name), lengths, mask_N, None)
+    torch.testing.assert_close(even / even_count, plain / plain_count)

@@ -35,6 +35,7 @@ MEANINGS = [
     (TeacherWeights, "checkpoint(org/some-model)", TeacherWeights("checkpoint", path="org/some-model")),
     (Normaliser, "token", Normaliser()),
     (Normaliser, "sequence(rows=all)", Normaliser("sequence", rows="all")),
+    (Normaliser, "sequence(rows=weighted)", Normaliser("sequence", rows="weighted")),
     (Normaliser, "constant(1024)", Normaliser("constant", 1024.0)),
     (Normaliser, "constant(1024, rows=all)", Normaliser("constant", 1024.0, "all")),
 ]
@@ -111,6 +112,7 @@ MISTAKES = [
     (Normaliser, "token(5)", "is not token, sequence or constant(n), each with an optional rows=all"),
     (Normaliser, "token(row=all)", "is not token, sequence or constant(n), each with an optional rows=all"),
     (Normaliser, "constant", "normaliser constant needs a number above 0, got 0"),
+    (Normaliser, "constant(3, rows=weighted)", "normaliser constant has no weights to count"),
     (Normaliser, "constant(-3)", "normaliser constant needs a number above 0, got -3"),
     (Normaliser, "constant(nan)", "normaliser constant needs a number above 0, got nan"),
     (Normaliser, "constant(x)", "normaliser constant needs a number, got 'x'"),

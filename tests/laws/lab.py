@@ -22,6 +22,7 @@ from redistill.core.update import Tally, accumulate
 from redistill.tasks.sums import Sums
 from redistill.text.domain import TextDomain, Trajectory
 from redistill.text.models import LanguageModel, load_model
+from teacher_cases import TEACHER_CASES
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -79,15 +80,16 @@ class Lab:
         self.method, self.config = settings(slug, {**SMALL, **given})
         self.task = Sums()
         self.domain = TextDomain(lm or tiny_model(), self.task, self.config)
-        self.domain.bank.load = lambda name: tiny_model(seed=7)
+        self.domain.bank.load = lambda name: tiny_model(seed=7 if name == "other" else 8)
         self.domain.bank.need(self.method.teachers())
         self.logged: dict[str, float] = {}
-        self.step = 0
+        self.step = self.stage_step = 0
         self.domain.begin_step(0)
 
     # --- the context of a method -------------------------------------------------------------------------------------
     def next_prompts(self) -> list[Prompt]:
-        return [self.task.train(i, self.config.seed) for i in range(self.config.prompts_per_step)]
+        prompts = [self.task.train(i, self.config.seed) for i in range(self.config.prompts_per_step)]
+        return [replace(prompt, data={"domain": "ab"[i % 2]}) for i, prompt in enumerate(prompts)]
 
     def uniform(self, *key: Any) -> Any:
         return rng.uniform("method", self.config.seed, self.step, *key)
@@ -253,3 +255,4 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "srpo-mix": ("srpo", {"mix": 0.5, "clip_low": 0.9, "clip_high": 0.9}),
 }  # fmt: skip
 """A name for each point of the language methods that a law is checked at: (method, options)."""
+CASES |= TEACHER_CASES

@@ -281,7 +281,7 @@ REFERENCES: dict[str, Loss] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][0] in REFERENCES])
 def test_law_4_loss_and_gradient_agree_with_the_reference(case: str) -> None:
     slug, options = CASES[case]
     lab = Lab(slug, **options)

@@ -69,12 +69,15 @@ def test_law_2_fails_when_the_teacher_is_one_step_off() -> None:
 
 
 TAUGHT = [case for case in CASES if case.split("-")[0] in ("opsd", "sdpo") or "checkpoint" in case]
+IN_ADVANTAGES = {"g-opd"}
+"""Methods whose teacher acts through advantages made beforehand: tests/laws/test_reference_teachers.py has their law 3."""
 PRIVILEGED = [
     case
     for case in CASES
     if (CASES[case][1].get("teacher_view") == "with_solution" or CASES[case][0] in ("opsd", "sdpo", "srpo"))
     and "mix" not in case
     and "successes" not in case  # no divergence; two successes that read the same text
+    and CASES[case][0] not in IN_ADVANTAGES
 ]
 
 

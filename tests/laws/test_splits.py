@@ -64,9 +64,16 @@ def widened(term: Term, signal: Signal, rows: list[Any], origin: list[int]) -> T
         if isinstance(value, Tensor) and item.name != "mask_N":
             changed[item.name] = spread(value, signal, rows, origin, float("nan"))
         elif isinstance(value, Teacher):
-            contexts = [value.contexts[i] if i >= 0 else [None, (2, 3)][k % 2] for k, i in enumerate(origin)]
-            changed[item.name] = Teacher(value.weights, tuple(contexts))
+            changed[item.name] = more_contexts(value, origin)
+        elif item.name == "reads":
+            changed[item.name] = tuple(replace(q, teacher=more_contexts(q.teacher, origin)) for q in value)
     return replace(term, **changed)
+
+
+def more_contexts(teacher: Teacher, origin: list[int]) -> Teacher:
+    """The teacher of more rows: none, or any, where the origin is -1. It counts as the one it came from."""
+    contexts = [teacher.contexts[i] if i >= 0 else [None, (2, 3)][k % 2] for k, i in enumerate(origin)]
+    return Teacher(teacher.weights, tuple(contexts), teacher)
 
 
 def spread(value_N: Tensor, signal: Signal, rows: list[Any], origin: list[int], filler: Any) -> Tensor:

@@ -30,11 +30,16 @@ class Bench:
         self.domain = TextDomain(load_model("pocket"), self.task, self.config)  # type: ignore[arg-type]
         self.domain.bank.need(self.method.teachers())
         self.logged: dict[str, float] = {}
-        self.step = 0
+        self.step = self.stage_step = 0
+        self.tags: Sequence[str] | None = None
+        """Domain tags of the step's prompts, where a method looks at them."""
         self.domain.begin_step(0)
 
     def next_prompts(self) -> list[Prompt]:
-        return [self.task.train(i, self.config.seed) for i in range(self.config.prompts_per_step)]
+        prompts = [self.task.train(i, self.config.seed) for i in range(self.config.prompts_per_step)]
+        if self.tags is None:
+            return prompts
+        return [replace(prompt, data={"domain": tag}) for prompt, tag in zip(prompts, self.tags, strict=True)]
 
     def uniform(self, *key: Any) -> Any:
         return rng.uniform("method", self.config.seed, self.step, *key)

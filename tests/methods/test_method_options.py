@@ -6,6 +6,7 @@ import pytest
 import torch
 from redistill.core.method import registered
 from redistill.core.options import options_of
+from teacher_options import TEACHER_CHANGES
 
 RIGHTS = [[True, False, False, False], [False, False, False, False], [True, True, True, True]]
 """Three groups: mixed, all failed, all right (the last two are dead)."""
@@ -57,6 +58,7 @@ CHANGES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
         "clip_high": ({}, {"clip_high": 9.0}), "wrong_context": (MIXED, {**MIXED, "wrong_context": "true"}),
     },
 }  # fmt: skip
+CHANGES |= TEACHER_CHANGES
 
 ELSEWHERE = {"sdpo": {"test_time", "question"}}
 """Options that change what is collected, with tests of their own (test_sdpo.py)."""
@@ -66,8 +68,9 @@ def outcome(bench, slug: str, given: dict[str, object]) -> torch.Tensor:
     """The gradient that a method asks for on fixed judged groups (or on what it collects), with behaviour log-probs off
     by up to 1 so that ratios and clips act, and the student drifted from its copies where `drift` says so."""
     given = dict(given)
-    drift = given.pop("drift", 0)
+    drift, update, tags = given.pop("drift", 0), given.pop("update", 0), given.pop("tags", None)
     b = bench(slug, **given)
+    b.stage_step, b.tags = update, tags
     if drift:
         generator = torch.Generator().manual_seed(0)
         for p in b.domain.players["student"].parameters.values():
