@@ -23,11 +23,20 @@ _FILE_OPTIONS: Sequence[Option] = (
 )  # fmt: skip
 
 
+def _own() -> dict[str, type[Any]]:
+    """The tasks that are dataclasses of ours, by name."""
+    from redistill.tasks.sokoban import Sokoban
+    from redistill.tasks.sums import Sums
+    from redistill.tasks.tools import Tools
+
+    return {kind.name: kind for kind in (Sums, Sokoban, Tools)}
+
+
 def task_names() -> list[str]:
-    """Names that `load_task` knows beside paths of files: `sums` and every reasoning-gym generator."""
+    """Names that `load_task` knows beside paths of files: our own (`sums`, ...) and every reasoning-gym generator."""
     from redistill.tasks.gym import gym_names
 
-    return sorted([*gym_names(), "sums"])
+    return sorted([*gym_names(), *_own()])
 
 
 def task_options(name: str) -> list[Option]:
@@ -35,11 +44,9 @@ def task_options(name: str) -> list[Option]:
     unknown name."""
     if _FILE.match(name):
         return list(_FILE_OPTIONS)
-    if name == "sums":
-        from redistill.tasks.sums import Sums
-
-        hints = get_type_hints(Sums)
-        fields = [field for field in dataclasses.fields(Sums) if field.init]
+    if name in (own := _own()):
+        hints = get_type_hints(own[name])
+        fields = [field for field in dataclasses.fields(own[name]) if field.init]
         return [(field.name, field.default, hints[field.name].__name__) for field in fields]
     names = task_names()
     if name not in names:
@@ -64,10 +71,9 @@ def load_task(spec: str) -> Task:
         from redistill.tasks.files import FileTask
 
         return FileTask(name, **options)
-    if name == "sums":
-        from redistill.tasks.sums import Sums
-
-        return Sums(**options)
+    if name in (own := _own()):
+        made: Task = own[name](**options)
+        return made
     from redistill.tasks.gym import GymTask
 
     common = {key: options.pop(key) for key, _, _ in _GYM_OPTIONS if key in options}

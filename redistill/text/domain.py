@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,18 @@ from redistill.core.state import Stateful
 from redistill.core.task import Prompt, Task, checked_verdict
 from redistill.core.teachers import TeacherBank, swapped
 from redistill.errors import UserError
+from redistill.tasks.worlds import World, WorldTask
 from redistill.text import packing
 from redistill.text.evaluate import evaluate
 from redistill.text.head import TeacherPart, TeacherStates, at_least_float32, measure
 from redistill.text.models import Head, LanguageModel, compare_tokenizers, load_model, save_model
-from redistill.text.sampling import Sampling, attention_windows, sample
+from redistill.text.sampling import Sampled, Sampling, attention_windows, sample
 from redistill.text.settings import Settings
+from redistill.text.turns import Played, Trajectory, check_template, play, script
 from redistill.text.views import VIEWS, WORDINGS, Evidence
 
 TokenIds = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """A response: its token ids and the half-open ranges of them that are the policy's own."""
-
-    ids: TokenIds
-    spans: tuple[tuple[int, int], ...]
+__all__ = ["TextDomain", "Trajectory"]
 
 
 class TextDomain:
@@ -87,7 +83,13 @@ class TextDomain:
 
     def teacher(self, weights: TeacherWeights, rows: Sequence[Episode], view: str, seen: Sequence[Evidence]) -> Teacher:
         """A teacher that reads each row's prompt in `view` with the row's evidence."""
-        return Teacher(weights, tuple(self.render(view, row.prompt, evidence) for row, evidence in zip(rows, seen)))
+        rendered = [self.render(view, row.prompt, evidence) for row, evidence in zip(rows, seen)]
+        for i, (ids, row) in enumerate(zip(rendered, rows)):
+            # Only an episode of several turns can be longer than the room that a view leaves for one response.
+            if ids is not None and len(ids) + len(row.trajectory.ids) > self.lm.context:
+                self.omitted[view] += 1
+                rendered[i] = None
+        return Teacher(weights, tuple(rendered))
 
     def covered(self, teacher: Teacher, rows: Sequence[Episode]) -> Tensor:
         """Steps of the rows whose teacher has a context, bool [N]: the mask of a term with this teacher."""
@@ -107,9 +109,11 @@ class TextDomain:
         view: str = "plain",
         seen: Sequence[Evidence] | None = None,
         size: int | None = None,
+        worlds: Sequence[Callable[[], World]] | None = None,
     ) -> list[Group]:
         """Sample and judge a group of `size` episodes for each prompt under a view. A prompt that cannot be rendered is
-        left out and counted; the episodes are to be trained under the view they were sampled under unless re-labelled."""
+        left out and counted; the episodes are to be trained under the view they were sampled under unless re-labelled.
+        Prompts of a task that has worlds (or of which `worlds` are given) are played, in turns, to the end."""
         evidence = seen or [Evidence()] * len(prompts)
         rendered = [(i, self.render(view, prompt, e)) for i, (prompt, e) in enumerate(zip(prompts, evidence))]
         kept = [(i, ids) for i, ids in rendered if ids is not None]
@@ -120,40 +124,81 @@ class TextDomain:
             )
         keys = [(self.config.seed, self.step, self.calls, i) for i, _ in kept]
         self.calls += 1
-        sampled = sample(
-            self.lm, [ids for _, ids in kept], group_size=size or self.config.group_size, sampling=self.sampling,
-            keys=keys, max_batch=self.config.sample_batch,
-        )  # fmt: skip
+        if worlds is None and isinstance(self.task, WorldTask):
+            worlds = [partial(self.task.world, prompt) for prompt in prompts]
+        made = None if worlds is None else [worlds[i] for i, _ in kept]
+        sampled = self._sampled([ids for _, ids in kept], made, size or self.config.group_size, keys)
         groups = []
         for (i, ids), key, answers in zip(kept, keys, sampled):
-            prompt = prompts[i]
-            episodes = [
-                Episode(
-                    prompt=prompt, context=ids, trajectory=Trajectory(answer.ids, ((0, len(answer.ids)),)),
-                    steps=len(answer.ids), text=answer.text, behaviour_logp_T=answer.logp_T, sampling=self.sampling,
-                    sampled_under=view, trained_under=view, finish=answer.finish, key=(*key, number),
-                    verdict=checked_verdict(self.task, prompt, self.task.verify(prompt, answer.text)),
-                )
-                for number, answer in enumerate(answers)
-            ]  # fmt: skip
-            groups.append(Group(prompt, episodes))
+            rows = [self._episode(prompts[i], ids, one, view, (*key, number)) for number, one in enumerate(answers)]
+            groups.append(Group(prompts[i], rows))
         return groups
 
+    def _sampled(
+        self, contexts: Sequence[TokenIds], worlds: Sequence[Callable[[], World]] | None, size: int,
+        keys: Sequence[tuple[int, ...]],
+    ) -> Sequence[Sequence[Sampled | Played]]:  # fmt: skip
+        if worlds is None:
+            return sample(
+                self.lm,
+                contexts,
+                group_size=size,
+                sampling=self.sampling,
+                keys=keys,
+                max_batch=self.config.sample_batch,
+            )
+        check_template(self.lm.name, self.lm.tokenizer, self.config.history)
+        return play(
+            self.lm, contexts, worlds, group_size=size, sampling=self.sampling, keys=keys,
+            max_turns=self.config.max_turns, max_batch=self.config.sample_batch,
+        )  # fmt: skip
+
+    def _episode(
+        self, prompt: Prompt, context: TokenIds, one: Sampled | Played, view: str, key: tuple[int, ...]
+    ) -> Episode:
+        if isinstance(one, Played):
+            trajectory, verdict = one.trajectory, one.verdict
+        else:
+            trajectory = Trajectory(one.ids, ((0, len(one.ids)),))
+            verdict = self.task.verify(prompt, one.text)
+        return Episode(
+            prompt=prompt, context=context, trajectory=trajectory, steps=len(one.logp_T), text=one.text,
+            behaviour_logp_T=one.logp_T, sampling=self.sampling, sampled_under=view, trained_under=view,
+            finish=one.finish, key=key, verdict=checked_verdict(self.task, prompt, verdict),
+        )  # fmt: skip
+
     def written(
-        self, prompt: Prompt, text: str, view: str = "plain", evidence: Evidence = Evidence()
+        self, prompt: Prompt, text: str, view: str = "plain", evidence: Evidence = Evidence(), judged: bool = True
     ) -> Episode | None:
-        """An episode that was written, not sampled (a reference solution): `text` and EOS, without behaviour log-probs.
-        None when the view cannot be rendered or the text does not fit in max_new_tokens (counted)."""
+        """An episode that was written, not sampled (a reference solution): `text` and EOS, without behaviour log-probs; for
+        a task with worlds, one action a line, played. None when the view cannot be rendered or the text does not fit in
+        max_new_tokens (counted). `judged` False for what is no answer of the task's (a critique)."""
         context = self.render(view, prompt, evidence)
+        if judged and isinstance(self.task, WorldTask):
+            return self._scripted(prompt, context, text, view)
         ids = (*self.lm.tokenizer.encode(text, add_special_tokens=False), self.lm.eos_ids[0])
         if len(ids) > self.config.max_new_tokens:
             self.omitted["solution"] += 1
         if context is None or len(ids) > self.config.max_new_tokens:
             return None
-        verdict = checked_verdict(self.task, prompt, self.task.verify(prompt, text))
+        verdict = checked_verdict(self.task, prompt, self.task.verify(prompt, text)) if judged else None
         return Episode(
             prompt=prompt, context=context, trajectory=Trajectory(ids, ((0, len(ids)),)), steps=len(ids), text=text,
             sampled_under="written", trained_under=view, verdict=verdict,
+        )  # fmt: skip
+
+    def _scripted(self, prompt: Prompt, context: TokenIds | None, text: str, view: str) -> Episode | None:
+        """A written episode of several turns."""
+        assert isinstance(self.task, WorldTask)
+        played = None if context is None else script(self.lm, context, self.task.world(prompt), text.split("\n"))
+        if context is None or played is None:
+            self.omitted["solution"] += context is not None
+            return None
+        steps = sum(high - low for low, high in played.trajectory.spans)
+        return Episode(
+            prompt=prompt, context=context, trajectory=played.trajectory, steps=steps, text=played.text,
+            sampled_under="written", trained_under=view, finish=played.finish,
+            verdict=checked_verdict(self.task, prompt, played.verdict),
         )  # fmt: skip
 
     # --- measuring --------------------------------------------------------------------------------------------------

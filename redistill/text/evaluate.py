@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from redistill.core.task import Prompt, Task, checked_verdict
 from redistill.errors import UserError
 from redistill.evaluation.intervals import pass_at_k, wilson
+from redistill.tasks.worlds import WorldTask
 from redistill.text.models import LanguageModel
 from redistill.text.sampling import Sampled, Sampling, sample
 from redistill.text.settings import Settings
-from redistill.text.views import VIEWS, WORDINGS, Evidence
+from redistill.text.turns import Played, check_template, play
+from redistill.text.views import VIEWS, WORDINGS, Evidence, view_of
 
 
 def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
@@ -30,9 +33,11 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
     share = wilson(sum(outcomes), len(outcomes))
     result: dict[str, Any] = {
         "metric": "accuracy", "accuracy": share.estimate, "low": share.low, "high": share.high, "prompts": len(prompts), "outcomes": outcomes,
-        "length": sum(len(group[0].ids) for group in answers) / len(answers),
+        "length": sum(len(group[0].logp_T) for group in answers) / len(answers),
         "truncated": sum(group[0].finish == "length" for group in answers) / len(answers),
     }  # fmt: skip
+    if isinstance(task, WorldTask):
+        result |= _turns(answers)
     if config.eval_samples:
         result |= _sampled(lm, task, config, prompts)
     if config.utility and all(prompt.solution for prompt in prompts):
@@ -45,9 +50,20 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
     return result
 
 
-def correct(task: Task, prompt: Prompt, sampled: Sampled) -> int:
+def _turns(answers: Sequence[Sequence[Any]]) -> dict[str, float]:
+    """Of episodes played in turns: mean reward, turns taken, and the share of turns that were malformed."""
+    played = [group[0] for group in answers]
+    turns = [turn for one in played for turn in one.trajectory.turns]
+    return {
+        "completion": sum(one.verdict.reward for one in played) / len(played), "turns": len(turns) / len(played),
+        "malformed": sum(turn.malformed for turn in turns) / len(turns),
+    }  # fmt: skip
+
+
+def correct(task: Task, prompt: Prompt, sampled: Sampled | Played) -> int:
     """1 if the answer earns the task's full reward, else 0."""
-    verdict = checked_verdict(task, prompt, task.verify(prompt, sampled.text))
+    verdict = sampled.verdict if isinstance(sampled, Played) else task.verify(prompt, sampled.text)
+    verdict = checked_verdict(task, prompt, verdict)
     return int(verdict.reward >= task.reward_range[1])
 
 
@@ -63,16 +79,16 @@ def _sampled(lm: LanguageModel, task: Task, config: Settings, prompts: Sequence[
 def answer(
     lm: LanguageModel, task: Task, config: Settings, prompts: Sequence[Prompt], seen: Sequence[Evidence],
     sampling: Sampling, size: int,
-) -> list[list[Sampled]]:  # fmt: skip
+) -> Sequence[Sequence[Sampled | Played]]:  # fmt: skip
     """Sample answers to prompts, shown the solution where the evidence has one. Draws are keyed by the prompt's content,
     so they are the same before and after training."""
     wording = WORDINGS[task.wording]
     contexts = []
     for prompt, evidence in zip(prompts, seen):
-        view = "plain" if evidence == Evidence() else "hindsight"
+        view = view_of(evidence)
         messages = VIEWS[view](prompt.content, evidence, wording)
         assert messages is not None
-        contexts.append(lm.render(messages))
+        contexts.append(tuple(lm.render(messages)))
     longest = max(map(len, contexts))
     if longest + sampling.max_new_tokens > lm.context:
         raise UserError(
@@ -80,6 +96,13 @@ def answer(
             f"model's context of {lm.context}"
         )
     keys = [(int(prompt.uid[:12], 16) if _is_hex(prompt.uid) else i,) for i, prompt in enumerate(prompts)]
+    if isinstance(task, WorldTask):
+        check_template(lm.name, lm.tokenizer, config.history)
+        worlds = [partial(task.world, prompt) for prompt in prompts]
+        return play(
+            lm, contexts, worlds, group_size=size, sampling=sampling, keys=keys, max_turns=config.max_turns,
+            max_batch=config.sample_batch,
+        )  # fmt: skip
     return sample(lm, contexts, group_size=size, sampling=sampling, keys=keys, max_batch=config.sample_batch)
 
 

@@ -13,9 +13,11 @@ from redistill.core.specs import TeacherWeights
 from redistill.core.task import Prompt, Task
 from redistill.errors import UserError
 from redistill.tasks.loading import load_task
+from redistill.tasks.worlds import WorldTask
 from redistill.text import weights
 from redistill.text.models import compare_tokenizers, context_of, load_tokenizer, read_config, render
 from redistill.text.settings import Settings
+from redistill.text.turns import check_template
 from redistill.text.views import VIEWS, WORDINGS, Evidence
 
 LOOKED_AT = 64
@@ -35,6 +37,8 @@ def preflight(config: Settings, teachers: Sequence[TeacherWeights]) -> Ready:
             theirs = weights.resolve(spec.path)
             read_config(spec.path, theirs)
             compare_tokenizers(tokenizer, load_tokenizer(spec.path, theirs)[0])
+    if isinstance(task, WorldTask):
+        warnings += check_template(config.model, tokenizer, config.history)
     warnings += _check_prompts(task, tokenizer, config, context)
     numbers = sum(_numbers(file) for file in weights.weight_files(folder))
     copies = {str(spec) for spec in teachers if spec.name in ("frozen", "trust_region", "ema", "slowing_ema", "sync")}

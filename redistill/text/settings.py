@@ -19,7 +19,12 @@ class Settings(RunConfig):
     )
     warm_start_learning_rate: float = option(1e-5, "learning rate of the warm start", above=0, high=1e6)
 
-    max_new_tokens: int = option(64, "longest response, in tokens", low=1)
+    max_new_tokens: int = option(64, "longest response, in tokens (of one turn, where there are several)", low=1)
+    max_turns: int = option(16, "most turns of an episode, for tasks that are played in turns", low=1)
+    history: str = option(
+        "refuse", "a chat template that rewrites earlier turns: refuse it, or keep every sampled token all the same",
+        choices=("refuse", "keep"),
+    )  # fmt: skip
     temperature: float = option(1.0, "sampling temperature; 0 is greedy", low=0)
     top_p: float = option(1.0, "nucleus sampling: smallest set with this mass", above=0, high=1)
     top_k: int = option(0, "sample among the k likeliest tokens; 0 is off", low=0)

@@ -8,7 +8,7 @@ turns unchanged; the last user turn holds the question, then one section for eac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 Message = dict[str, str]
@@ -23,9 +23,10 @@ class Evidence:
     feedback: str | None = None
     attempt: str | None = None
     hint: str | None = None
+    skill: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("solution", "feedback", "attempt", "hint"):
+        for name in ("solution", "feedback", "attempt", "hint", "skill"):
             value = getattr(self, name)
             if value is not None and not value.strip():
                 raise ValueError(f"evidence {name} is None when missing, never an empty string")
@@ -39,6 +40,9 @@ class Wording:
     feedback: str
     attempt: str
     hint: str
+    skill: str
+    critique: str
+    """Asks for a critique of an attempt (rltf's feedback modelling)."""
     closing: str
 
 
@@ -47,9 +51,13 @@ ENGLISH = Wording(
     feedback="\n\nAn earlier attempt at this question failed. What was wrong with it:\n{}",
     attempt="\n\nAn earlier attempt at this question:\n{}",
     hint="\n\nHint: {}",
+    skill="\n\nWhat was learnt from earlier attempts at this task:\n{}",
+    critique="\n\nAn attempt at this question:\n{}\n\nWrite a short critique: what is wrong with it, without giving the answer.",
     closing="\n\nNow answer the question.",
 )
-TERSE = Wording(solution="S{}", feedback="F{}", attempt="A{}", hint="H{}", closing="")
+TERSE = Wording(
+    solution="S{}", feedback="F{}", attempt="A{}", hint="H{}", skill="K{}", critique="A{}C", closing=""
+)  # fmt: skip
 """For character-level models, where a sentence costs a hundred steps."""
 
 WORDINGS = MappingProxyType({"english": ENGLISH, "terse": TERSE})
@@ -95,6 +103,17 @@ def with_hint(messages: Messages, evidence: Evidence, wording: Wording) -> list[
     return _with_sections(messages, wording, [("hint", evidence.hint)])
 
 
+def with_skill(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
+    """The question and a skill: what earlier trajectories of the task taught."""
+    return _with_sections(messages, wording, [("skill", evidence.skill)])
+
+
+def critique(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
+    """The question, an attempt, and the request to say what is wrong with it; None without an attempt."""
+    sections = [("critique", evidence.attempt)]
+    return _with_sections(messages, replace(wording, closing=""), sections)
+
+
 def hindsight(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
     """SDPO's reprompt: whatever there is of attempt, solution and feedback; None when there is nothing."""
     sections = [("attempt", evidence.attempt), ("solution", evidence.solution), ("feedback", evidence.feedback)]
@@ -105,5 +124,17 @@ def hindsight(messages: Messages, evidence: Evidence, wording: Wording) -> list[
 
 View = Callable[[Messages, Evidence, Wording], "list[Message] | None"]
 VIEWS: MappingProxyType[str, View] = MappingProxyType(
-    {view.__name__: view for view in (plain, with_solution, with_feedback, with_attempt, with_hint, hindsight)}
+    {
+        view.__name__: view
+        for view in (plain, with_solution, with_feedback, with_attempt, with_hint, with_skill, critique, hindsight)
+    }
 )
+
+
+def view_of(evidence: Evidence) -> str:
+    """The view that shows what there is, for an evaluation: a hint or a skill by itself, else SDPO's reprompt."""
+    if evidence == Evidence():
+        return "plain"
+    if evidence == Evidence(hint=evidence.hint):
+        return "with_hint"
+    return "with_skill" if evidence == Evidence(skill=evidence.skill) else "hindsight"

@@ -20,11 +20,13 @@ NEEDS = {
     "with_feedback": ("feedback",),
     "with_attempt": ("attempt",),
     "with_hint": ("hint",),
+    "with_skill": ("skill",),
+    "critique": ("attempt",),
 }
-EVERY = ("solution", "feedback", "attempt", "hint")
+EVERY = ("solution", "feedback", "attempt", "hint", "skill")
 
 
-@pytest.mark.parametrize("present", list(product([False, True], repeat=4)))
+@pytest.mark.parametrize("present", list(product([False, True], repeat=5)))
 def test_a_view_is_none_exactly_when_its_evidence_is_missing(present: tuple[bool, ...]) -> None:
     given = {name: f"<{name}>" for name, there in zip(EVERY, present) if there}
     for name, view in VIEWS.items():
@@ -37,18 +39,18 @@ def test_a_view_is_none_exactly_when_its_evidence_is_missing(present: tuple[bool
 
 
 def test_the_terse_sections_stand_in_a_fixed_order_after_the_last_question() -> None:
-    everything = Evidence(solution="s", feedback="f", attempt="a", hint="h")
+    everything = Evidence(solution="s", feedback="f", attempt="a", hint="h", skill="k")
     read = {name: view(CHAT, everything, TERSE)[-1]["content"] for name, view in VIEWS.items()}
     assert read == {
         "plain": "Again.", "with_solution": "Again.Ss", "with_feedback": "Again.Ff", "with_attempt": "Again.AaFf",
-        "with_hint": "Again.Hh", "hindsight": "Again.AaSsFf",
+        "with_hint": "Again.Hh", "with_skill": "Again.Kk", "critique": "Again.AaC", "hindsight": "Again.AaSsFf",
     }  # fmt: skip
 
 
 def test_other_turns_and_the_input_are_left_as_they_are() -> None:
     before = copy.deepcopy(CHAT)
     for view in VIEWS.values():
-        read = view(CHAT, Evidence(solution="s", feedback="f", attempt="a", hint="h"), ENGLISH)
+        read = view(CHAT, Evidence(solution="s", feedback="f", attempt="a", hint="h", skill="k"), ENGLISH)
         assert read[:-1] == CHAT[:-1]
         assert [turn["role"] for turn in read] == [turn["role"] for turn in CHAT]
         read[0]["content"] = "changed"
