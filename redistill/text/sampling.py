@@ -12,23 +12,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from torch import Tensor
 
 from redistill.core import rng
 from redistill.errors import UserError
-from redistill.text.truncation import Sampling, draw
+from redistill.text.cache import SlotCache, attention_windows
+from redistill.text.decoder import decoder_of
+from redistill.text.drawing import draw
+from redistill.text.generic import Modules
+from redistill.text.truncation import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redistill.text.models import LanguageModel
 
-__all__ = ["Sampled", "Sampling", "sample"]
+__all__ = ["Sampled", "Sampling", "attention_windows", "sample"]
 
 _PREFILL_TOKENS = 8192
 """Prompt tokens (padding included) that one prefill pass may hold, unless a single prompt is longer."""
@@ -41,7 +45,7 @@ class Sampled:
     """One response. `ids` holds the EOS that ended it, when one did, and the tokens that complete a stop string."""
 
     ids: tuple[int, ...]
-    logp_T: torch.Tensor
+    logp_T: Tensor
     """float32 [T]: log-prob of each token under the sampling spec (tempered, truncated, renormalised on the support).
     A greedy response records the log-prob at temperature 1 without truncation."""
     finish: str
@@ -51,160 +55,59 @@ class Sampled:
 
 
 @dataclass
-class _Episode:
-    """An episode under way. `column` is the position of its last token, which is also its cache column."""
-
-    prompt: int
-    number: int
-    column: int
-    uniforms: np.ndarray
-    ids: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)
-    finish: str = ""
-
-
-@dataclass
 class _Prefilled:
     """Prompts that were read: keys and values by layer, next-token logits, and the (row, episode) still to start."""
 
-    layers: list[tuple[torch.Tensor, torch.Tensor]]
-    logits_PV: torch.Tensor
-    waiting: deque[tuple[int, _Episode]]
-
-
-class _SlotLayer(CacheLayerMixin):
-    """Keys and values [slots, heads, columns, head_dim] of one layer; new ones go to each row's own column."""
-
-    keys: Any
-    values: Any
-
-    def __init__(self, cache: _SlotCache) -> None:
-        super().__init__()
-        self.cache = cache
-
-    def reserve(self, like: torch.Tensor, like_values: torch.Tensor, slots: int, columns: int) -> None:
-        """Grow to at least `columns`. Zeros, not garbage: a masked NaN would still poison the attention's sum."""
-        keys = like.new_zeros(slots, like.shape[1], columns, like.shape[3])
-        values = like_values.new_zeros(slots, like_values.shape[1], columns, like_values.shape[3])
-        if self.keys is not None:
-            keys[:, :, : self.keys.shape[2]] = self.keys
-            values[:, :, : self.values.shape[2]] = self.values
-        self.keys, self.values, self.is_initialized = keys, values, True
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Write one new column a row and return the columns that any row still sees."""
-        count, heads, _, width = key_states.shape
-        place = self.cache.place(heads)
-        # One flat row copy; indexing [rows, :, columns] does the same and took three times as long.
-        self.keys.view(-1, width).index_copy_(0, place, key_states.reshape(-1, width).to(self.keys.dtype))
-        width = value_states.shape[3]
-        self.values.view(-1, width).index_copy_(0, place, value_states.reshape(-1, width).to(self.values.dtype))
-        seen = self.cache.seen
-        return self.keys[:count, :, :seen], self.values[:count, :, :seen]
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise RuntimeError("slots are reserved before they are used")
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.seen, 0
-
-    def get_seq_length(self) -> int:
-        return self.cache.seen - 1
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class _SlotCache(Cache):
-    """The slots of all layers, and where the current step writes (`columns`, one a row) and reads (`seen` columns)."""
-
-    layers: list[Any]
-
-    def __init__(self, slots: int) -> None:
-        super().__init__(layers=[])
-        self.slots, self.width, self.seen = slots, 0, 0
-        self.columns = torch.empty(0, dtype=torch.long)
-        self.places: dict[int, torch.Tensor] = {}
-
-    def point(self, columns: torch.Tensor, seen: int) -> None:
-        """Set where the next step writes (columns [N]) and how many columns it reads; widen the slots for it."""
-        self.columns, self.seen = columns, seen
-        self.places.clear()
-        # Growing by halves copies rarely, and never reserves a long response that does not come.
-        self.reserve([(layer.keys, layer.values) for layer in self.layers], seen, self.width * 3 // 2)
-
-    def place(self, heads: int) -> torch.Tensor:
-        """Where the new columns are in a layer of so many heads, seen as one list of vectors; [N * heads]."""
-        if heads not in self.places:
-            line = torch.arange(len(self.columns) * heads, device=self.columns.device) * self.width
-            self.places[heads] = line + self.columns.repeat_interleave(heads)
-        return self.places[heads]
-
-    def start(self, prefilled: _Prefilled, sources: list[int], first: int, columns: int) -> None:
-        """Copy prompt `sources[i]` to slot `first + i`; `columns` is how many columns to make room for at least."""
-        self.layers = self.layers or [_SlotLayer(self) for _ in prefilled.layers]
-        self.reserve(prefilled.layers, columns, columns)
-        index = torch.tensor(sources, device=prefilled.logits_PV.device)
-        for layer, (keys, values) in zip(self.layers, prefilled.layers, strict=True):
-            width = min(keys.shape[2], self.width)
-            layer.keys[first : first + len(sources), :, :width] = keys[index, :, :width]
-            layer.values[first : first + len(sources), :, :width] = values[index, :, :width]
-
-    def reserve(self, like: Sequence[tuple[torch.Tensor, torch.Tensor]], needed: int, wanted: int) -> None:
-        """Make the slots `wanted` columns wide if they are narrower than `needed`."""
-        if needed > self.width:
-            self.width = max(needed, wanted)
-            for layer, (keys, values) in zip(self.layers, like, strict=True):
-                layer.reserve(keys, values, self.slots, self.width)
-
-    def move(self, sources: list[int], targets: list[int]) -> None:
-        """Move rows `sources` to the free slots `targets`."""
-        for layer in self.layers:
-            layer.keys[targets] = layer.keys[sources]
-            layer.values[targets] = layer.values[sources]
+    layers: list[tuple[Tensor, Tensor]]
+    logits_PV: Tensor
+    waiting: deque[tuple[int, int]]
 
 
 class _Run:
-    """One call of `sample`: the queue of prompts, the rows that decode, and what has finished."""
+    """One call of `sample`. Episode e is sample e % group_size of prompt e // group_size; `rows` are those that decode, by
+    slot. What an episode has so far is in row e of `ids_ET` and `logp_ET`, `count_E` tokens of it."""
 
     def __init__(
-        self, lm: LanguageModel, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, max_batch: int
-    ) -> None:
-        self.lm, self.prompts, self.group_size, self.sampling, self.max_batch = (
-            lm,
-            prompts,
-            group_size,
-            sampling,
-            max_batch,
-        )
-        self.head = lm.head()
-        self.device = self.head.weight_VD.device
-        self.eos = frozenset(lm.eos_ids)
-        self.queue: deque[list[_Episode]] = deque()
+        self, lm: LanguageModel, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling,
+        keys: Sequence[tuple[int, ...]], max_batch: int,
+    ) -> None:  # fmt: skip
+        self.lm, self.prompts, self.group_size, self.sampling = lm, prompts, group_size, sampling
+        self.keys, self.max_batch = keys, max_batch
+        self.model = decoder_of(lm) or Modules(lm)
+        # Longest first: prompts of like length share a prefill with little padding, and the cache is wide early.
+        self.queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
         self.ready: _Prefilled | None = None
-        self.rows: list[_Episode] = []
-        self.done: list[_Episode] = []
-        self.cache = _SlotCache(max_batch)
-        self.windows = attention_windows(lm.causal.config)
+        total, longest = len(prompts) * group_size, sampling.max_new_tokens
+        self.ids_ET = np.zeros((total, longest), dtype=np.int64)
+        self.logp_ET = np.zeros((total, longest), dtype=np.float32)
+        self.count_E = np.zeros(total, dtype=np.int64)
+        self.finish_E = [""] * total
+        self.length_E = np.repeat([len(prompt) for prompt in prompts], group_size).astype(np.int64)
+        self.rows = np.zeros(0, dtype=np.int64)
+        self.uniforms_ST = np.zeros((max_batch, longest))
+        self.cache = SlotCache(max_batch)
+        self.eos = np.array(lm.eos_ids, dtype=np.int64)
+        self.done = 0
+        if prompts:
+            self.model.reach(max(map(len, prompts)) + longest)
 
     def prefill(self, wanted: int) -> None:
         """Read the next prompts, enough for `wanted` episodes, in one right-padded pass (causality hides the pads)."""
-        groups: list[list[_Episode]] = []
+        taken: list[int] = []
         width = 0
-        while self.queue and len(groups) * self.group_size < wanted:
-            width = max(width, len(self.prompts[self.queue[0][0].prompt]))
-            if groups and width * (len(groups) + 1) > _PREFILL_TOKENS:
+        while self.queue and len(taken) * self.group_size < wanted:
+            width = max(width, len(self.prompts[self.queue[0]]))
+            if taken and width * (len(taken) + 1) > _PREFILL_TOKENS:
                 break
-            groups.append(self.queue.popleft())
-        texts = [list(self.prompts[group[0].prompt]) for group in groups]
-        ids_PL = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=self.device)
-        places_PL = torch.arange(width, device=self.device).expand(len(texts), -1)
-        cache = DynamicCache()
-        output = self.lm.hidden(ids_PL, None, places_PL, cache, True)
-        last_P = torch.tensor([len(text) - 1 for text in texts], device=self.device)
-        logits_PV = self.head.logits(output.last_hidden_state[torch.arange(len(texts), device=self.device), last_P])
-        waiting = deque((row, episode) for row, group in enumerate(groups) for episode in group)
-        self.ready = _Prefilled([(layer.keys, layer.values) for layer in cache.layers], logits_PV, waiting)
+            taken.append(self.queue.popleft())
+        texts = [list(self.prompts[prompt]) for prompt in taken]
+        ids_PL = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=self.model.device)
+        layers, hidden_PLD = self.model.prefill(ids_PL)
+        last_P = torch.tensor([len(text) - 1 for text in texts], device=self.model.device)
+        logits_PV = self.model.logits(hidden_PLD[torch.arange(len(texts), device=self.model.device), last_P])
+        size = self.group_size
+        waiting = deque((row, prompt * size + g) for row, prompt in enumerate(taken) for g in range(size))
+        self.ready = _Prefilled(layers, logits_PV, waiting)
 
     def admit(self) -> None:
         """Start episodes in the free slots. Those that end with their first token never take a slot."""
@@ -216,80 +119,93 @@ class _Run:
         started = [ready.waiting.popleft() for _ in range(min(free, len(ready.waiting)))]
         if not ready.waiting:
             self.ready = None
-        index = torch.tensor([row for row, _ in started], device=self.device)
-        fresh = [episode for _, episode in started]
-        self.take(fresh, ready.logits_PV[index])
-        going = [(row, episode) for row, episode in started if not episode.finish]
-        self.done.extend(episode for episode in fresh if episode.finish)
-        if going:
-            columns = max(episode.column for _, episode in going) + min(self.sampling.max_new_tokens, _FIRST_COLUMNS)
-            self.cache.start(ready, [row for row, _ in going], len(self.rows), columns)
-            self.rows.extend(episode for _, episode in going)
+        source_N, fresh_N = np.array(started, dtype=np.int64).T
+        uniforms_NT = self.uniforms(fresh_N)
+        ended_N = self.take(
+            fresh_N, ready.logits_PV[torch.from_numpy(source_N).to(self.model.device)], uniforms_NT[:, 0]
+        )
+        self.done += int(ended_N.sum())
+        going_N = fresh_N[~ended_N]
+        if len(going_N):
+            longest = int(self.length_E[going_N].max())
+            columns = longest + min(self.sampling.max_new_tokens, _FIRST_COLUMNS)
+            self.cache.start(ready.layers, source_N[~ended_N].tolist(), len(self.rows), columns)
+            self.uniforms_ST[len(self.rows) : len(self.rows) + len(going_N)] = uniforms_NT[~ended_N]
+            self.rows = np.concatenate([self.rows, going_N])
 
-    def take(self, episodes: list[_Episode], logits_NV: torch.Tensor) -> None:
-        """Draw the next token of each episode and mark those that it finishes."""
-        uniforms_N = np.array([episode.uniforms[len(episode.ids)] for episode in episodes])
-        ids_N, logp_N = draw(logits_NV, uniforms_N, self.sampling)
-        for episode, token, logp in zip(episodes, ids_N.tolist(), logp_N.tolist(), strict=True):
-            episode.ids.append(token)
-            episode.logps.append(logp)
-            episode.column += 1
-            if token in self.eos:
-                episode.finish = "stop"
-            elif len(episode.ids) == self.sampling.max_new_tokens:
-                episode.finish = "length"
+    def uniforms(self, episodes_N: np.ndarray) -> np.ndarray:
+        """The uniforms of episodes, [N, max_new_tokens]: a pure function of (prompt key, sample, position)."""
+        places_T = np.arange(self.sampling.max_new_tokens)
+        prompts_N, numbers_N = episodes_N // self.group_size, episodes_N % self.group_size
+        drawn_NT = np.empty((len(episodes_N), len(places_T)))
+        for prompt in set(prompts_N.tolist()):
+            own_N = prompts_N == prompt
+            drawn_NT[own_N] = rng.uniform("sample", *self.keys[prompt], numbers_N[own_N][:, None], places_T)
+        return drawn_NT
+
+    def take(self, episodes_N: np.ndarray, logits_NV: Tensor, uniforms_N: np.ndarray) -> np.ndarray:
+        """Draw the next token of each episode; bool [N], which of them it finishes."""
+        ids, logp = draw(logits_NV, uniforms_N, self.sampling)
+        ids_N, count_N = ids.cpu().numpy(), self.count_E[episodes_N]
+        self.ids_ET[episodes_N, count_N] = ids_N
+        self.logp_ET[episodes_N, count_N] = logp.cpu().numpy()
+        self.count_E[episodes_N] = count_N + 1
+        stopped_N = np.isin(ids_N, self.eos)
         if self.sampling.stop:
-            self.check_stop([episode for episode in episodes if episode.finish != "stop"])
+            for n in np.flatnonzero(~stopped_N).tolist():
+                stopped_N[n] = self.stops(int(episodes_N[n]))
+        ended_N: np.ndarray = stopped_N | (count_N + 1 == self.sampling.max_new_tokens)
+        for n in np.flatnonzero(ended_N).tolist():
+            self.finish_E[episodes_N[n]] = "stop" if stopped_N[n] else "length"
+        return ended_N
 
-    def check_stop(self, episodes: list[_Episode]) -> None:
-        """Finish the episodes whose newest token completes a stop string. A token has one byte or more, so a tail of as
-        many tokens as the longest stop string has bytes is enough (and a few, for a byte sequence that starts cut)."""
+    def stops(self, episode: int) -> bool:
+        """Whether the newest token completes a stop string. A token has one byte or more, so a tail of as many tokens as
+        the longest stop string has bytes is enough (and a few, for a byte sequence that starts cut)."""
         reach = max(len(text.encode()) for text in self.sampling.stop) + 4
-        for episode in episodes:
-            tail = self.lm.tokenizer.decode(
-                episode.ids[-reach:], skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-            if any(text in tail for text in self.sampling.stop):
-                episode.finish = "stop"
+        count = int(self.count_E[episode])
+        ids = self.ids_ET[episode, max(0, count - reach) : count].tolist()
+        tail = self.lm.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return any(text in tail for text in self.sampling.stop)
 
     def step(self) -> None:
         """Feed the newest token of every row and draw the next one; finished rows leave at once."""
-        columns = [episode.column for episode in self.rows]
-        cache = self.cache
-        cache.point(torch.tensor(columns, device=self.device), max(columns) + 1)
-        ids_N1 = torch.tensor([[episode.ids[-1]] for episode in self.rows], device=self.device)
-        output = self.lm.hidden(ids_N1, self.mask(), cache.columns[:, None], cache, True)
-        self.take(self.rows, self.head.logits(output.last_hidden_state[:, -1]))
-        self.leave()
+        rows, device = self.rows, self.model.device
+        count_N = self.count_E[rows]
+        column_N = self.length_E[rows] + count_N - 1
+        newest_N = torch.from_numpy(self.ids_ET[rows, count_N - 1]).to(device)
+        column = torch.from_numpy(column_N).to(device)
+        self.cache.point(column, int(column_N.max()) + 1)
+        logits_NV = self.model.step(newest_N, column, self.cache)
+        ended_N = self.take(rows, logits_NV, self.uniforms_ST[np.arange(len(rows)), count_N])
+        if ended_N.any():
+            self.leave(ended_N)
 
-    def mask(self) -> Any:
-        """What each row sees, as an additive mask [N, 1, 1, columns]: its columns up to its own position, no
-        further back than a layer's window. A dict by layer type when layers differ, as transformers takes it."""
-        column_S = torch.arange(self.cache.seen, device=self.device)
-        masks = {}
-        for kind, window in self.windows.items():
-            hidden_NS = column_S > self.cache.columns[:, None]
-            if window is not None and window < self.cache.seen:
-                hidden_NS |= column_S <= self.cache.columns[:, None] - window
-            mask_NS = torch.zeros(hidden_NS.shape, dtype=self.lm.dtype, device=self.device)
-            masks[kind] = mask_NS.masked_fill_(hidden_NS, torch.finfo(self.lm.dtype).min)[:, None, None]
-        return masks if len(masks) > 1 else masks.popitem()[1]
-
-    def leave(self) -> None:
+    def leave(self, ended_N: np.ndarray) -> None:
         """Close the gaps that finished rows leave, by moving the last rows into them: rows stay 0..N-1, without a copy
         of those that stay."""
-        gone = [row for row, episode in enumerate(self.rows) if episode.finish]
-        if not gone:
-            return
-        self.done.extend(self.rows[row] for row in gone)
-        left = len(self.rows) - len(gone)
-        targets = [row for row in gone if row < left]
-        sources = [row for row in range(left, len(self.rows)) if not self.rows[row].finish]
-        for source, target in zip(sources, targets, strict=True):
-            self.rows[target] = self.rows[source]
-        del self.rows[left:]
-        if targets:
-            self.cache.move(sources, targets)
+        left = int((~ended_N).sum())
+        self.done += len(ended_N) - left
+        targets = np.flatnonzero(ended_N[:left])
+        sources = left + np.flatnonzero(~ended_N[left:])
+        self.rows[targets] = self.rows[sources]
+        self.rows = self.rows[:left].copy()
+        if len(targets):
+            self.uniforms_ST[targets] = self.uniforms_ST[sources]
+            self.cache.move(sources.tolist(), targets.tolist())
+
+    def collected(self) -> list[list[Sampled]]:
+        """The responses by prompt."""
+        groups: list[list[Sampled]] = []
+        for episode, count in enumerate(self.count_E.tolist()):
+            ids = self.ids_ET[episode, :count].tolist()
+            spoken = ids[:-1] if ids[-1] in self.lm.eos_ids else ids
+            text = self.lm.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            logp_T = torch.from_numpy(self.logp_ET[episode, :count].copy())
+            if episode % self.group_size == 0:
+                groups.append([])
+            groups[-1].append(Sampled(tuple(ids), logp_T, self.finish_E[episode], text))
+        return groups
 
 
 def sample(
@@ -310,39 +226,18 @@ def sample(
     """
     _check(lm, prompts, group_size, sampling, keys, max_batch)
     total = len(prompts) * group_size
-    run = _Run(lm, prompts, group_size, sampling, min(max_batch, max(total, 1)))
-    # Longest first: prompts of like length share a prefill with little padding, and the cache reaches its width early.
-    for prompt in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-        uniforms_GT = rng.uniform(
-            "sample", *keys[prompt], np.arange(group_size)[:, None], np.arange(sampling.max_new_tokens)
-        )
-        column = len(prompts[prompt]) - 1
-        run.queue.append([_Episode(prompt, g, column, uniforms_GT[g]) for g in range(group_size)])
     reported = 0
     with _evaluating(lm.module), torch.no_grad():
-        while run.queue or run.ready or run.rows:
+        run = _Run(lm, prompts, group_size, sampling, keys, min(max_batch, max(total, 1)))
+        while run.queue or run.ready or len(run.rows):
             if (run.queue or run.ready) and len(run.rows) <= run.max_batch * 3 // 4:
                 run.admit()
             else:
                 run.step()
-            if on_progress is not None and len(run.done) > reported:
-                reported = len(run.done)
+            if on_progress is not None and run.done > reported:
+                reported = run.done
                 on_progress(reported, total)
-    return _collected(lm, run.done, len(prompts), group_size)
-
-
-def attention_windows(config: Any) -> dict[str, int | None]:
-    """How far back the layers of each type see (None: everything), from a model's config."""
-    config = config.get_text_config()
-    attention = getattr(config, "_attn_implementation", "sdpa")
-    if attention not in ("sdpa", "eager"):
-        raise UserError(f"attention {attention!r} cannot be sampled in this process; the choices are eager, sdpa")
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
-    unknown = kinds - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise UserError(f"model type {config.model_type!r} has {unknown.pop()} layers, which the sampler cannot run")
-    return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
+    return run.collected()
 
 
 @contextmanager
@@ -378,14 +273,3 @@ def _check(
                 f" than the model's context of {lm.context}; max_new_tokens could be at most"
                 f" {max(lm.context - len(prompt), 0)}"
             )
-
-
-def _collected(lm: LanguageModel, episodes: list[_Episode], prompts: int, group_size: int) -> list[list[Sampled]]:
-    eos = frozenset(lm.eos_ids)
-    groups: list[list[Any]] = [[None] * group_size for _ in range(prompts)]
-    for episode in episodes:
-        spoken = episode.ids[:-1] if episode.ids[-1] in eos else episode.ids
-        text = lm.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        logp_T = torch.tensor(episode.logps, dtype=torch.float32)
-        groups[episode.prompt][episode.number] = Sampled(tuple(episode.ids), logp_T, episode.finish, text)
-    return groups

@@ -2,7 +2,7 @@
 
 The spec travels with every episode (law 8): a log-prob that was recorded under it can only be compared with one that
 was computed under it, on the same support. `truncate` is the one definition, for the sampler and for whoever
-renormalises; `draw` takes a token from what it leaves.
+renormalises; drawing.py takes a token from what it leaves.
 Top-p is nucleus sampling (Holtzman et al., arXiv 1904.09751); min-p is Nguyen et al., arXiv 2407.01082.
 """
 
@@ -12,15 +12,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from redistill.errors import UserError
 
 _NUCLEUS_GUESSES = (256, 8192)
 """How many of the largest logits top-p looks at, one after the other, before it sorts the whole vocabulary."""
-_BLOCK = 256
-"""Tokens in a block of the two-level inverse of the distribution function."""
 
 
 def _number(key: str, value: Any, kind: type) -> None:
@@ -140,56 +137,3 @@ def _in_nucleus(sorted_logp_NK: torch.Tensor, top_p: float) -> torch.Tensor:
     """For log-probs in descending order: whether the mass ahead of each is below top_p (float64 sums), bool [N, K]."""
     p_NK = sorted_logp_NK.double().exp()
     return (p_NK.cumsum(-1) - p_NK < top_p) & (p_NK > 0)
-
-
-def draw(logits_NV: torch.Tensor, uniforms_N: np.ndarray, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw one token a row: ids [N] and their float32 log-probs [N] under `sampling` (greedy: at temperature 1).
-
-    Token i is taken when the mass of tokens 0..i-1 is <= u < the mass of tokens 0..i. `uniforms_N` is in [0, 1).
-    """
-    z_NV = truncate(logits_NV.float(), sampling)
-    top_N1, greedy_N1 = z_NV.max(-1, keepdim=True)
-    weight_NV = (z_NV - top_N1).exp_()
-    if sampling.greedy:
-        ids_N1, total_N = greedy_N1, weight_NV.sum(-1, dtype=torch.float64)
-    else:
-        uniforms = torch.from_numpy(np.ascontiguousarray(uniforms_N)).to(weight_NV.device)
-        ids_N1, total_N = _inverse_cdf(weight_NV, uniforms)
-    if not bool(total_N.isfinite().all()):
-        raise UserError("the model's logits are not finite (NaN or infinite): its weights are damaged or diverged")
-    logp_N = (z_NV.gather(-1, ids_N1) - top_N1).squeeze(-1) - total_N.log()
-    return ids_N1.squeeze(-1), logp_N.float()
-
-
-def _inverse_cdf(weight_NV: torch.Tensor, uniforms_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [N, 1] at which the cumulative weight passes u * total, and the totals [N] (float64).
-
-    Two levels: first the block of tokens, then the token in it, so that the whole vocabulary is only summed once.
-    A token of zero weight is never taken, whatever the rounding: targets are kept below the last cumulative weight.
-    """
-    rows, vocabulary = weight_NV.shape
-    if vocabulary <= 4 * _BLOCK:
-        passed_NV = weight_NV.double().cumsum(-1)
-        total_N1 = passed_NV[:, -1:]
-        return _first_past(passed_NV, uniforms_N[:, None] * total_N1)[0], total_N1.squeeze(-1)
-    whole = vocabulary // _BLOCK * _BLOCK
-    block_NB = weight_NV[:, :whole].view(rows, -1, _BLOCK).sum(-1, dtype=torch.float32)
-    if whole < vocabulary:
-        block_NB = torch.cat([block_NB, weight_NV[:, whole:].sum(-1, keepdim=True)], dim=-1)
-    passed_NB = block_NB.double().cumsum(-1)
-    total_N1 = passed_NB[:, -1:]
-    chosen_N1, rest_N1 = _first_past(passed_NB, uniforms_N[:, None] * total_N1)
-    ids_NK = chosen_N1 * _BLOCK + torch.arange(_BLOCK, device=weight_NV.device)
-    inside_NK = weight_NV.gather(-1, ids_NK.clamp_max(vocabulary - 1)).double()
-    inside_NK.masked_fill_(ids_NK >= vocabulary, 0.0)
-    offset_N1, _ = _first_past(inside_NK.cumsum(-1), rest_N1)
-    return chosen_N1 * _BLOCK + offset_N1, total_N1.squeeze(-1)
-
-
-def _first_past(passed_NB: torch.Tensor, target_N1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First index whose cumulative weight is above the target, and how far into that entry the target lies."""
-    last_N1 = passed_NB[:, -1:]
-    target_N1 = torch.minimum(target_N1, torch.nextafter(last_N1, torch.zeros_like(last_N1)))
-    index_N1 = torch.searchsorted(passed_NB, target_N1, right=True)
-    before_N1 = torch.where(index_N1 > 0, passed_NB.gather(-1, (index_N1 - 1).clamp_min(0)), 0.0)
-    return index_N1, (target_N1 - before_N1).clamp_min_(0.0)

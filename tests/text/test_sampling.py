@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from redistill.core import rng
 from redistill.errors import UserError
+from redistill.text import decoder, generic, native
 from redistill.text.models import LanguageModel, load_model
 from redistill.text.sampling import Sampled, Sampling, sample
 from redistill.text.truncation import truncate
@@ -38,19 +38,21 @@ class Letters:
         return "".join(LETTERS[i] if i < EOS else ("" if skip_special_tokens else "<eos>") for i in ids)
 
 
-@dataclass
-class Recorded(LanguageModel):
-    """A language model that keeps the shape of each batch of ids it reads."""
+@pytest.fixture(params=["native", "portable", "modules"], autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The three ways of computing a step: compiled kernels, the same in torch, transformers' own modules."""
+    name: str = request.param
+    if name == "native" and native.get() is None:
+        pytest.skip("no C++ compiler here")
+    if name == "portable":
+        monkeypatch.setattr(native, "get", lambda: None)
+    if name == "modules":
+        monkeypatch.setattr(decoder, "COVERED", ())
+    return name
 
-    read: list[tuple[int, ...]] = field(default_factory=list)
 
-    def hidden(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.read.append(tuple(input_ids.shape))
-        return super().hidden(input_ids, *args, **kwargs)
-
-
-def recorded(module: nn.Module, dtype: torch.dtype = torch.float32) -> Recorded:
-    return Recorded("tiny", module.eval(), Letters(), (EOS,), 64, dtype)
+def made(module: nn.Module, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    return LanguageModel("tiny", module.eval(), Letters(), (EOS,), 64, dtype)
 
 
 SHAPE: dict[str, Any] = {
@@ -68,16 +70,16 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def tiny(seed: int = 0, **changes: Any) -> Recorded:
+def tiny(seed: int = 0, **changes: Any) -> LanguageModel:
     torch.manual_seed(seed)
-    return recorded(LlamaForCausalLM(LlamaConfig(**SHAPE | changes)))
+    return made(LlamaForCausalLM(LlamaConfig(**SHAPE | changes)))
 
 
 PROMPTS = [[3, 5, 7, 9, 11, 2], [1], [4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4], [8, 2], [EOS, 6, EOS]]
 KEYS = [(7, i) for i in range(len(PROMPTS))]
 
 
-def plain_logp(lm: Recorded, prompt: list[int], ids: tuple[int, ...], sampling: Sampling) -> torch.Tensor:
+def plain_logp(lm: LanguageModel, prompt: list[int], ids: tuple[int, ...], sampling: Sampling) -> torch.Tensor:
     """Log-probs of a response from one forward pass over the whole text, with transformers' own masks and no cache."""
     with torch.no_grad():
         logits = lm.module(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
@@ -124,11 +126,11 @@ def test_other_attention(kind: str) -> None:
     """Windows narrower than the text (all layers, or some), a soft cap, and the eager implementation."""
     torch.manual_seed(3)
     if kind == "mistral":
-        lm = recorded(MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=5)))
+        lm = made(MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=5)))
     elif kind == "gemma3":
         types = ["sliding_attention", "full_attention", "sliding_attention"]
         shape = SHAPE | {"initializer_range": 0.3}
-        lm = recorded(
+        lm = made(
             Gemma3ForCausalLM(
                 Gemma3TextConfig(**shape, head_dim=8, sliding_window=4, layer_types=types, final_logit_softcapping=5.0)
             )
@@ -249,13 +251,17 @@ def test_stop_string() -> None:
         assert cut.finish == ("stop" if ends else whole.finish)
 
 
-def test_prompt_is_read_once_for_its_group_and_finished_rows_leave() -> None:
+def test_prompt_is_read_once_for_its_group_and_finished_rows_leave(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    read, decoded = [], []
+    kind: Any = generic.Modules if path == "modules" else decoder.Decoder
+    prefill, step = kind.prefill, kind.step
+    monkeypatch.setattr(kind, "prefill", lambda self, ids: read.append(tuple(ids.shape)) or prefill(self, ids))
+    monkeypatch.setattr(kind, "step", lambda self, ids, *rest: decoded.append(len(ids)) or step(self, ids, *rest))
     lm, sampling = tiny(), Sampling(temperature=1.2, max_new_tokens=30)
     groups = sample(lm, PROMPTS[:2], group_size=16, sampling=sampling, keys=KEYS[:2])
-    prefills = [shape for shape in lm.read if shape[1] > 1]
-    assert prefills == [(2, 6)]
-    decoded = sum(shape[0] for shape in lm.read if shape[1] == 1)
-    assert decoded == sum(len(episode.ids) - 1 for episode in itertools.chain(*groups))
+    assert read[-1] == (2, 6)
+    assert len(read) == (1 if path == "modules" else 2)  # the other is the probe of the packed weights
+    assert sum(decoded) == sum(len(episode.ids) - 1 for episode in itertools.chain(*groups))
 
 
 def test_results_can_be_used_in_autograd_and_the_mode_is_restored() -> None:
