@@ -38,6 +38,9 @@ def parser(slug: str | None = None) -> Parser:
 
     one = verbs.add_parser("list", help="every method: slug, family, paper, marks")
     one.add_argument("--json", action="store_true", help="print JSON only")
+    one.add_argument(
+        "--taxonomy", action="store_true", help="the survey's table: signal, access, granularity, divergence"
+    )
 
     one = verbs.add_parser("show", help="a method: idea, objective, options, paper-says/code-does, evidence")
     one.add_argument("slug", help="a method of `redistill list`")
@@ -138,11 +141,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     from redistill.catalogue import rows
-    from redistill.reporting.terminal import print_table
+    from redistill.reporting.terminal import print_table, print_taxonomy
+    from redistill.taxonomy import taxonomy
 
-    found = rows()
+    found = taxonomy() if arguments.taxonomy else rows()
     if arguments.json:
         print(json.dumps(found, indent=1))
+    elif arguments.taxonomy:
+        print_taxonomy(found)
     else:
         print_table(found)
     return 0

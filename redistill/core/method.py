@@ -58,6 +58,8 @@ class Method:
     `assemble.preflight` where something can be checked before weights are loaded."""
     axes: ClassVar[Mapping[str, str]] = {}
     objective: ClassVar[str] = ""
+    taxonomy: ClassVar[Mapping[str, str]] = {}
+    """What defaults of options do not tell the taxonomy (redistill/taxonomy.py): divergence, sampler, teacher, ..."""
     says_does: ClassVar[Sequence[tuple[str, str]]] = ()
     run_defaults: ClassVar[Mapping[str, Any]] = {}
 

@@ -94,6 +94,16 @@ class CapturedMass(Quantity):
     temperature: float = 1.0
 
 
+@dataclass(frozen=True)
+class PlackettLuce(Quantity):
+    """-log of the probability that the student's k likeliest outcomes come in the teacher's order (TSD-KD), both at
+    temperature 1; `reverse` is the order upside down. Differentiable in the student."""
+
+    teacher: Teacher
+    k: int
+    reverse: bool = False
+
+
 Values = Mapping[Quantity, Tensor]
 
 

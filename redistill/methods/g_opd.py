@@ -50,6 +50,11 @@ class GOPD(Method):
     title = "G-OPD and ExOPD: generalised on-policy distillation"
     paper = "arXiv 2602.12125"
     axes = {"signal": "logit", "access": "white-box", "granularity": "token"}
+    taxonomy = {
+        "divergence": "reverse_kl",
+        "support": "sampled",
+        "teacher": "external or one a domain, reference: frozen",
+    }
     objective = "L = -mean_t clip-min(r A_t),  A_t = lam (log p_T - log p_ref) - (log p - log p_ref)"
     says_does = (
         ("A_t is printed with both brackets negated", "released code has the sign that maximises J; so it is here"),

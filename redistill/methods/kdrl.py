@@ -38,6 +38,7 @@ class KDRL(Method):
     title = "KDRL: knowledge distillation and RL in one objective"
     paper = "arXiv 2506.02208"
     axes = {"signal": "logit + outcome", "access": "white-box", "granularity": "hybrid"}
+    taxonomy = {"divergence": "reverse_kl"}
     objective = "L = L_GRPO + beta(s) mean_t m_t (log p_T(y_t) - log p(y_t))^2 / 2,  m = kept by the reward mask"
     says_does = (
         ("GRPO without a KL to the initial model (inferred)", "RLAD describes KDRL as GRPO with the teacher in its place; so it is here"),

@@ -33,6 +33,7 @@ class RLAD(Method):
     title = "RLAD: reinforcement-aware knowledge distillation"
     paper = "arXiv 2602.22495"
     axes = {"signal": "outcome + logit", "access": "white-box", "granularity": "hybrid"}
+    taxonomy = {"divergence": "none: the teacher is in the ratio", "support": "sampled"}
     objective = "J = mean_i mean_t min(r A_i, clip(r, 1-e_low, 1+e_high) A_i) - kl KL(p || p_ref),  log r = a (lp - lp_old) + (1-a) clamp(lp - lp_T)"
     says_does = (
         ("alpha = 1 is GRPO (equation, appendix C)", "one sentence of the text says the reverse: taken as a slip"),

@@ -14,6 +14,7 @@ from redistill.core.signal import (
     DivergenceOf,
     EntropyOf,
     LogProb,
+    PlackettLuce,
     Quantity,
     Teacher,
     TeacherEntropy,
@@ -21,6 +22,7 @@ from redistill.core.signal import (
 )
 from redistill.objectives.divergence import divergence, restrict
 from redistill.objectives.entropy import entropy
+from redistill.objectives.ranking import plackett_luce
 
 
 class TeacherAt(Protocol):
@@ -60,6 +62,12 @@ def measure_choices(
             teacher = teachers[quantity.teacher]
             spread_n = entropy(teacher.log_probs(warm_n1)).to(own_nV)
             found[quantity] = torch.where(teacher.valid_n, spread_n, torch.zeros_like(spread_n))
+        elif isinstance(quantity, PlackettLuce):
+            teacher = teachers[quantity.teacher]
+            ranked_n = plackett_luce(
+                student=logits_nV, teacher=teacher.log_probs(1.0), k=quantity.k, reverse=quantity.reverse
+            )
+            found[quantity] = torch.where(teacher.valid_n, ranked_n, torch.zeros_like(ranked_n))
         elif isinstance(quantity, DivergenceOf):
             # Both sides rounded alike, or a temperature of 1.1 would never equal itself.
             same = bool((temperature_n == temperature_n.new_tensor(quantity.temperature)).all())

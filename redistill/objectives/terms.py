@@ -16,6 +16,7 @@ from redistill.core.signal import (
     EntropyOf,
     LogProb,
     Losses,
+    PlackettLuce,
     Quantity,
     Teacher,
     TeacherLogProb,
@@ -167,3 +168,22 @@ class Entropy(Term):
         """-H per step."""
         entropy_n = values[EntropyOf()]
         return Losses(-entropy_n, {"entropy": entropy_n.detach()})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ranking(Term):
+    """The student's k likeliest outcomes in the teacher's order, by Plackett and Luce (TSD-KD, arXiv 2603.13260)."""
+
+    name: str = "ranking"
+    teacher: Teacher
+    k: int = 10
+    reverse: bool = False
+
+    def quantities(self) -> tuple[Quantity, ...]:
+        """The negative log-likelihood of the order."""
+        return (PlackettLuce(self.teacher, self.k, self.reverse),)
+
+    def losses(self, values: Values, at_n: Tensor, lengths: Sequence[int]) -> Losses:
+        """-log P of the order per step."""
+        loss_n = values[PlackettLuce(self.teacher, self.k, self.reverse)]
+        return Losses(loss_n, {"nll": loss_n.detach()})

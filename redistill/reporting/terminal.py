@@ -129,6 +129,18 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
 
 
+def print_taxonomy(records: Sequence[Mapping[str, Any]]) -> None:
+    """`redistill list --taxonomy`: the survey's table."""
+    from redistill.taxonomy import COLUMNS
+
+    table = Table(box=None, pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
+    for one in records:
+        table.add_row(*(escape(one[column]) for column in COLUMNS))
+    (OUT if OUT.is_terminal else Console(width=200)).print(table)
+
+
 def print_method(facts: Mapping[str, Any]) -> None:
     """`redistill show`."""
     OUT.print(f"[bold]{escape(facts['slug'])}[/]: {escape(facts['title'])} ({facts['paper']})\n")

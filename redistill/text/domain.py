@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -166,6 +167,22 @@ class TextDomain:
             behaviour_logp_T=one.logp_T, sampling=self.sampling, sampled_under=view, trained_under=view,
             finish=one.finish, key=key, verdict=checked_verdict(self.task, prompt, verdict),
         )  # fmt: skip
+
+    @contextmanager
+    def writing_as(self, weights: TeacherWeights) -> Iterator[None]:
+        """Inside the block rollouts are written by a teacher, with its own log-probs as behaviour. UserError for a mixture,
+        which has no weights of its own to sample from."""
+        parts = self.bank.parts(weights)
+        if len(parts) != 1:
+            raise UserError(f"teacher={weights} is a mixture of two models: it can judge answers, not write them")
+        student = self.lm
+        other = parts[0].module
+        try:
+            with swapped(self.players["student"].tensors, parts[0].copy):
+                self.lm = other if isinstance(other, LanguageModel) else student
+                yield
+        finally:
+            self.lm = student
 
     def written(
         self, prompt: Prompt, text: str, view: str = "plain", evidence: Evidence = Evidence(), judged: bool = True

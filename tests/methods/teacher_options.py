@@ -7,6 +7,16 @@ ADEPT = {"teacher": "checkpoint(pocket-adept)"}
 KDRL = {**EXPERT, "beta": 0.5}
 RLAD = {**EXPERT, "clip_low": 0.9, "clip_high": 9.0}
 GOPD = {**EXPERT, "clip": 5.0}
+PACED = {**EXPERT, "answers": "student"}
+UNEVEN = {**PACED, "rights": [[True, False, False, False], [True, True, False, False], [True, True, True, False]]}
+FROZEN = {**PACED, "teacher": "frozen", "drift": 1}
+FILTER = {**UNEVEN, "weighting": "filter"}
+SCOPE = {
+    **EXPERT,
+    "temperature": 1.0,
+    "rights": [[True, True, False, False], [False, False, True, False], [True, True, True, True]],
+}
+KEPO = {**EXPERT, "temperature": 1.0, "top_p": 1.0, "malformed": [(0, 1), (1, 2)]}
 
 TEACHER_CHANGES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
     "kdrl": {
@@ -33,4 +43,37 @@ TEACHER_CHANGES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]
         "reward_clip": (GOPD, {**GOPD, "reward_clip": 0.1}), "discount": (GOPD, {**GOPD, "discount": 1.0}), "clip": (GOPD, {**GOPD, "clip": 0.1}),
         "dual_clip": (GOPD, {**GOPD, "dual_clip": 1.01}), "normaliser": (GOPD, {**GOPD, "normaliser": "sequence"}),
     },
+    "paced": {
+        "teacher": (PACED, {**PACED, **ADEPT}), "teacher_view": (FROZEN, {**FROZEN, "teacher_view": "with_solution"}),
+        "divergence": (PACED, {**PACED, "divergence": "reverse_kl"}), "a": (UNEVEN, {**UNEVEN, "a": 0.0}), "b": (UNEVEN, {**UNEVEN, "b": 0.0}),
+        "weighting": (UNEVEN, {**UNEVEN, "weighting": "reversed"}), "keep_above": (FILTER, {**FILTER, "keep_above": 0.3}),
+        "keep_below": (FILTER, {**FILTER, "keep_below": 0.6}),
+        "threshold": (UNEVEN, {**UNEVEN, "threshold": 0.0, "a": 0.5}), "normaliser": (PACED, {**PACED, "normaliser": "token(rows=weighted)"}),
+    },
+    "scope": {
+        "teacher": (SCOPE, {**SCOPE, **ADEPT}), "temperature_of_weights": (SCOPE, {**SCOPE, "temperature_of_weights": 0.1}),
+        "student_weight": (SCOPE, {**SCOPE, "student_weight": "low"}), "teacher_weight": (SCOPE, {**SCOPE, "teacher_weight": "high"}),
+        "threshold": (SCOPE, {**SCOPE, "threshold": 0.0}), "imitation": (SCOPE, {**SCOPE, "imitation": 0.1}), "route": (SCOPE, {**SCOPE, "route": "false"}),
+        "support": (SCOPE, {**SCOPE, "support": "top_k(3, of=teacher, tail=false)"}), "aggregation": (SCOPE, {**SCOPE, "aggregation": "released"}),
+        "clip": (SCOPE, {**SCOPE, "clip": 9.0}), "dual_clip": (SCOPE, {**SCOPE, "dual_clip": 1.01}),
+    },
+    "kepo": {
+        "teacher": (KEPO, {**KEPO, **ADEPT}), "gate": (KEPO, {**KEPO, "gate": "none"}), "format_reward": (KEPO, {**KEPO, "format_reward": 0.0}),
+        "divergence": (KEPO, {**KEPO, "divergence": "forward_kl"}), "distillation": (KEPO, {**KEPO, "distillation": 0.1}), "std": (KEPO, {**KEPO, "std": "none"}),
+        "rl_kl": ({**KEPO, "drift": 1}, {**KEPO, "drift": 1, "rl_kl": 0.5}), "normaliser": (KEPO, {**KEPO, "normaliser": "token"}),
+    },
+    "tsd-kd": {
+        "teacher": (EXPERT, ADEPT), "divergence": (EXPERT, {**EXPERT, "divergence": "forward_kl"}), "gate": (EXPERT, {**EXPERT, "gate": "false"}),
+        "gate_temperature": (EXPERT, {**EXPERT, "gate_temperature": 0.2}), "ranking": (EXPERT, {**EXPERT, "ranking": 2.0}),
+        "candidates": (EXPERT, {**EXPERT, "candidates": 3}), "opener": (EXPERT, {**EXPERT, "opener": 0.9}),
+        "release_order": (EXPERT, {**EXPERT, "release_order": "true"}), "entropy": (EXPERT, {**EXPERT, "entropy": 0.0}),
+        "entropy_share": (EXPERT, {**EXPERT, "entropy_share": 0.9}), "on_policy": (EXPERT, {**EXPERT, "on_policy": 0.0}),
+        "normaliser": (EXPERT, {**EXPERT, "normaliser": "token"}),
+    },
 }  # fmt: skip
+
+TEACHER_ELSEWHERE = {
+    "paced": {"answers", "coverage_steps"},
+    "kepo": {"trigger", "hinted", "attempts", "hint_view", "hint_share", "writer_view", "threshold"},
+}
+"""Options that change what is collected, with tests of their own (test_paced.py, test_kepo.py)."""

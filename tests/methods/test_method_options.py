@@ -6,7 +6,8 @@ import pytest
 import torch
 from redistill.core.method import registered
 from redistill.core.options import options_of
-from teacher_options import TEACHER_CHANGES
+from redistill.core.task import Verdict
+from teacher_options import TEACHER_CHANGES, TEACHER_ELSEWHERE
 
 RIGHTS = [[True, False, False, False], [False, False, False, False], [True, True, True, True]]
 """Three groups: mixed, all failed, all right (the last two are dead)."""
@@ -61,6 +62,7 @@ CHANGES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
 CHANGES |= TEACHER_CHANGES
 
 ELSEWHERE = {"sdpo": {"test_time", "question"}}
+ELSEWHERE |= TEACHER_ELSEWHERE
 """Options that change what is collected, with tests of their own (test_sdpo.py)."""
 
 
@@ -69,6 +71,7 @@ def outcome(bench, slug: str, given: dict[str, object]) -> torch.Tensor:
     by up to 1 so that ratios and clips act, and the student drifted from its copies where `drift` says so."""
     given = dict(given)
     drift, update, tags = given.pop("drift", 0), given.pop("update", 0), given.pop("tags", None)
+    rights, malformed = given.pop("rights", RIGHTS), given.pop("malformed", [])
     b = bench(slug, **given)
     b.stage_step, b.tags = update, tags
     if drift:
@@ -76,7 +79,9 @@ def outcome(bench, slug: str, given: dict[str, object]) -> torch.Tensor:
         for p in b.domain.players["student"].parameters.values():
             p.data.add_(0.02 * torch.randn(p.shape, generator=generator))
     collects = slug == "sft" or "on_policy" in given
-    groups = b.method.collect(b) if collects else b.groups(RIGHTS)
+    groups = b.method.collect(b) if collects else b.groups(rights)
+    for g, i in malformed:
+        object.__setattr__(groups[g].episodes[i], "verdict", Verdict(0.0, feedback="!n", format_ok=False))
     for i, episode in enumerate(e for group in groups for e in group):
         if episode.behaviour_logp_T is not None:
             logp_T = episode.behaviour_logp_T
