@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from redistill.core.formulas import check_generator
 from redistill.errors import UserError, nearest
 
 _CALL = re.compile(r"^\s*([a-z_]\w*)\s*(?:\((.*)\))?\s*$", re.DOTALL)
@@ -44,24 +45,36 @@ def _plain(number: float) -> str:
 
 DIVERGENCES = {
     "forward_kl": 0, "reverse_kl": 0, "jsd": 1, "tvd": 0, "skew_forward_kl": 1, "skew_reverse_kl": 1,
+    "squared_hellinger": 0, "pearson": 0, "neyman": 0, "jeffreys": 0, "f": 0,
 }  # fmt: skip
-"""Divergence kinds and how many numbers each takes."""
+"""Divergence kinds and how many numbers each takes; f takes the formula of its generator instead."""
+GENERATORS = {
+    "squared_hellinger": "(sqrt(u) - 1)^2", "pearson": "(u - 1)^2", "neyman": "(1 - u)^2 / u", "jeffreys": "(u - 1) * log(u)",
+}  # fmt: skip
+"""Kinds that are no more than their generator f(u), u = P/Q: D = E_Q[f(P/Q)] (arXiv 2604.00626)."""
 
 
 @dataclass(frozen=True)
 class DivergenceKind:
     """A divergence between teacher P and student Q. forward_kl = KL(P||Q), reverse_kl = KL(Q||P),
     jsd(b) = b KL(P||M) + (1-b) KL(Q||M) with M = bP + (1-b)Q, skew_forward_kl(a) = KL(P || aP + (1-a)Q),
-    skew_reverse_kl(a) = KL(Q || (1-a)P + aQ), tvd = half the L1 distance."""
+    skew_reverse_kl(a) = KL(Q || (1-a)P + aQ), tvd = half the L1 distance; the kinds in GENERATORS; and f(formula) for any
+    convex formula in u = P/Q that is 0 at u = 1: E_Q[f(P/Q)], such as f(u*log(u)), the forward KL."""
 
     name: str
     beta: float | None = None
+    formula: str = ""
 
     def __post_init__(self) -> None:
         if self.name not in DIVERGENCES:
             raise UserError(f"divergence {self.name!r} is unknown{nearest(self.name, DIVERGENCES)}")
         if (self.beta is not None) != bool(DIVERGENCES[self.name]):
             raise UserError(f"divergence {self.name} takes {'one number' if DIVERGENCES[self.name] else 'no number'}")
+        if bool(self.formula) != (self.name == "f"):
+            told = "needs the formula of its generator: f(u*log(u))" if self.name == "f" else "takes no formula"
+            raise UserError(f"divergence {self.name} {told}")
+        if self.formula:
+            check_generator(self.formula)
         if self.name == "jsd" and self.beta in (0.0, 1.0):
             right = "forward_kl" if self.beta == 0.0 else "reverse_kl"
             raise UserError(
@@ -74,11 +87,15 @@ class DivergenceKind:
     def parse(cls, text: str) -> DivergenceKind:
         """Read "jsd(0.5)" and the like."""
         name, args, keywords = parse_call(text, "divergence")
+        if name == "f" and len(args) == 1 and not keywords:
+            return cls("f", formula=args[0])
         if keywords or len(args) > 1:
             raise UserError(f"divergence {text!r} takes at most one plain number")
         return cls(name, _number(args[0], f"divergence {name}") if args else None)
 
     def __str__(self) -> str:
+        if self.formula:
+            return f"f({self.formula})"
         return self.name if self.beta is None else f"{self.name}({self.beta!r})"
 
 

@@ -13,8 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redistill.core.specs import DivergenceKind, Support
+from redistill.core import formulas
+from redistill.core.specs import GENERATORS, DivergenceKind, Support
 from redistill.errors import UserError
+
+Generator = Callable[[Tensor], Tensor]
+"""f of an f-divergence: convex, f(1) = 0, applied elementwise to u = P/Q >= 0."""
+
+
+TORCH: dict[str, Callable[[Tensor], Tensor]] = {
+    "log": torch.log, "exp": torch.exp, "sqrt": torch.sqrt, "abs": torch.abs, "log1p": torch.log1p,
+}  # fmt: skip
+"""What a generator's formula may call."""
 
 
 class _WithSlope(torch.autograd.Function):
@@ -101,6 +111,22 @@ def _skew_reverse_kl(log_p: Tensor, log_q: Tensor, alpha: float) -> tuple[Tensor
     return entry, entry + (1.0 - alpha) * q * torch.exp(-m_over_p)
 
 
+def _generated(f: Generator, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Contributions q f(u) and their derivatives q (f(u) - u f'(u)) of an f-divergence that is given by its generator, f' by
+    autograd, in float64 (u may be large). At u = 0 the limits are taken just above it, unless f is infinite there."""
+    wide_p, wide_q = log_p.double(), log_q.double()
+    q = wide_q.exp()
+    none = (wide_q == -torch.inf) & (wide_p == -torch.inf)
+    u = torch.exp((wide_p - wide_q).masked_fill(none, 0.0))
+    with torch.enable_grad():
+        at = u.clamp(min=torch.finfo(torch.float64).tiny).requires_grad_()
+        value = f(at)
+        (slope,) = torch.autograd.grad(value.sum(), at)
+    value = torch.where((u == 0) & torch.isinf(f(u)), torch.inf, value.detach())
+    entry, tilt = (q * value).masked_fill(none, 0.0), (q * (value - at.detach() * slope)).masked_fill(none, 0.0)
+    return entry.to(log_q.dtype), tilt.to(log_q.dtype)
+
+
 _KINDS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
     "forward_kl": _forward_kl,
     "reverse_kl": _reverse_kl,
@@ -126,9 +152,10 @@ def divergence(kind: DivergenceKind, *, student: Tensor, teacher: Tensor, clip: 
 
     forward_kl = KL(P||Q); reverse_kl = KL(Q||P); jsd(b) = b KL(P||M) + (1-b) KL(Q||M), M = bP + (1-b)Q, at most ln 2;
     tvd = half the L1 distance, at most 1; skew_forward_kl(a) = KL(P || aP + (1-a)Q) and skew_reverse_kl(a) = KL(Q ||
-    (1-a)P + aQ) (DistiLLM, arXiv 2402.03898). forward_kl is +inf where P has mass and Q none (its gradient stays
-    finite), reverse_kl where Q has mass and P none (its gradient is then infinite too); the others are always finite.
-    "Mass" is what is above 0 after exp in the inputs' dtype.
+    (1-a)P + aQ) (DistiLLM, arXiv 2402.03898). forward_kl is +inf where P has mass and Q none (its gradient stays finite),
+    reverse_kl where Q has mass and P none (its gradient is then infinite too); the others are always finite. "Mass" is
+    what is above 0 after exp in the inputs' dtype. Any other kind is E_Q[f(P/Q)] by its generator, summed in float64: +inf
+    where f is at u = 0, NaN where P has mass and Q is exactly 0 (the limit of f(u)/u is not known).
 
     `clip` (OPSD, arXiv 2601.18734) bounds each outcome's contribution from above before the sum: outcomes above it get
     no gradient of their own, and the sum may be negative. The derivative is that of the formula in the student's
@@ -138,7 +165,10 @@ def divergence(kind: DivergenceKind, *, student: Tensor, teacher: Tensor, clip: 
     if clip is not None and not clip > 0:
         raise UserError(f"divergence clip needs a number above 0, got {clip:g}")
     with torch.no_grad():
-        entry_NV, slope_NV = _KINDS[kind.name](teacher, student, kind.beta or 0.0)
+        if kind.name in _KINDS:
+            entry_NV, slope_NV = _KINDS[kind.name](teacher, student, kind.beta or 0.0)
+        else:
+            entry_NV, slope_NV = _generated(generator(kind), teacher, student)
         if clip is not None:
             slope_NV.masked_fill_(entry_NV > clip, 0.0)
             entry_NV.clamp_(max=clip)
@@ -203,12 +233,12 @@ def restrict(
     return student_NK, teacher_NK, student_captured_N, teacher_captured_N
 
 
-Generator = Callable[[Tensor], Tensor]
-"""f of an f-divergence: convex, f(1) = 0, applied elementwise to u = P/Q >= 0."""
-
-
 def generator(kind: DivergenceKind) -> Generator:
     """f(u) of each kind in the survey's convention D_f(P||Q) = E_Q[f(P/Q)] (arXiv 2604.00626), u = teacher/student."""
+    formula = kind.formula or GENERATORS.get(kind.name)
+    if formula:
+        tree = formulas.parsed(formula)
+        return lambda u: formulas.value(tree, u, TORCH)
     b = kind.beta or 0.0
     generators: dict[str, Generator] = {
         "forward_kl": lambda u: torch.xlogy(u, u),

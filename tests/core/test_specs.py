@@ -139,7 +139,7 @@ def test_mistakes_in_python_are_caught_too() -> None:
 
 
 SPECS = st.one_of(
-    st.sampled_from([name for name, numbers in DIVERGENCES.items() if not numbers]).map(DivergenceKind),
+    st.sampled_from([name for name, numbers in DIVERGENCES.items() if not numbers and name != "f"]).map(DivergenceKind),
     st.builds(
         DivergenceKind,
         st.sampled_from([name for name, numbers in DIVERGENCES.items() if numbers]),

@@ -196,6 +196,11 @@ DIVERGENCES = (
     "tvd",
     "skew_forward_kl(0.1)",
     "skew_reverse_kl(0.1)",
+    "squared_hellinger",
+    "pearson",
+    "neyman",
+    "jeffreys",
+    "f(u*log(u) - u + 1)",
 )
 SUPPORTS = (
     "full",

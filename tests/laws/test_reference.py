@@ -80,6 +80,16 @@ def divergence(kind: str, beta: float | None, log_p: Tensor, log_q: Tensor, clip
         each = 0.5 * (p - q).abs()
     elif kind == "skew_forward_kl":
         each = p * (log_p - (beta * p + (1 - beta) * q).log())
+    elif kind == "squared_hellinger":
+        each = (p.sqrt() - q.sqrt()) ** 2
+    elif kind == "pearson":
+        each = (p - q) ** 2 / q
+    elif kind == "neyman":
+        each = (p - q) ** 2 / p
+    elif kind == "jeffreys":
+        each = (p - q) * (log_p - log_q)
+    elif kind == "f":  # the lab's: the forward KL of masses
+        each = p * (log_p - log_q) - p + q
     else:
         each = q * (log_q - ((1 - beta) * p + beta * q).log())
     return (each if clip is None else each.clamp(max=clip)).sum(-1)
