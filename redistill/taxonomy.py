@@ -68,4 +68,4 @@ def _sampler(cls: type[Method]) -> str:
     if cls.collect is Method.collect:
         return "student"
     first = (inspect.getdoc(cls.collect) or "").partition(".")[0]
-    return first[:1].lower() + first[1:]
+    return first[:1].lower() + first[1:] if first[1:2].islower() or first[1:2] == " " else first

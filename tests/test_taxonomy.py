@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from redistill.cli import main
 from redistill.core.method import registered
+from redistill.core.options import option
+from redistill.core.specs import DivergenceKind
+from redistill.methods.opd import OPD
 from redistill.taxonomy import COLUMNS, record, taxonomy
 
 
@@ -31,12 +35,6 @@ def test_records_say_what_the_methods_do() -> None:
 
 
 def test_a_record_follows_the_methods_own_defaults() -> None:
-    from dataclasses import dataclass
-
-    from redistill.core.options import option
-    from redistill.core.specs import DivergenceKind
-    from redistill.methods.opd import OPD
-
     @dataclass(frozen=True)
     class Other(OPD):
         divergence: DivergenceKind = option(DivergenceKind("neyman"), "another default")
