@@ -26,6 +26,7 @@ from redistill.core.teachers import TeacherBank, swapped
 from redistill.errors import UserError
 from redistill.tasks.worlds import World, WorldTask
 from redistill.text import packing
+from redistill.text.attention import supports
 from redistill.text.evaluate import evaluate
 from redistill.text.head import TeacherPart, TeacherStates, at_least_float32, measure
 from redistill.text.models import Head, LanguageModel, compare_tokenizers, load_model, save_model
@@ -246,8 +247,7 @@ class TextDomain:
             if teacher is not None and teacher not in teachers:
                 contexts = [teacher.contexts[row] for row in rows]
                 teachers[teacher] = self._teacher_states(teacher.weights, episodes, contexts)
-        packed = packing.pack(self.pieces(episodes))
-        hidden_nD = _hidden(self.lm, packed)
+        hidden_nD, packed = _hidden(self.lm, self.pieces(episodes))
         warm = hidden_nD.new_tensor([_temperature(episodes[row]) for row in packed.row_n.tolist()])
         return Measured(measure(hidden_nD, self.lm.head(), packed.target_n, warm, teachers, quantities))
 
@@ -276,7 +276,7 @@ class TextDomain:
                 head = _narrowed(lm.head().detached(), len(self.lm.head().weight_VD))
                 states_nD = torch.zeros(len(valid_n), head.weight_VD.shape[1], dtype=head.weight_VD.dtype)
                 if pieces:
-                    states_nD[valid_n] = _hidden(lm, packing.pack(pieces))
+                    states_nD[valid_n] = _hidden(lm, pieces)[0]
             parts.append(TeacherPart(part.share, states_nD, head))
         return TeacherStates(parts, valid_n)
 
@@ -330,10 +330,16 @@ def _narrowed(head: Head, rows: int) -> Head:
     return replace(head, weight_VD=head.weight_VD[:rows], bias_V=bias_V)
 
 
-def _hidden(lm: LanguageModel, packed: packing.Packed) -> Tensor:
+def _hidden(lm: LanguageModel, pieces: Sequence[packing.Piece]) -> tuple[Tensor, packing.Line | packing.Packed]:
+    """Hidden states [n, D] that predict the steps of the pieces, and how these were laid out."""
+    if supports(lm.causal):
+        line = packing.line(pieces)
+        output = lm.hidden(line.ids_1T, position_ids=line.position_1T, layout=line.layout)
+        return at_least_float32(output.last_hidden_state[0][line.predict_n]), line
+    packed = packing.pack(pieces)
     mask = packing.windowed(packed.mask_B1TT, packed.position_BT, attention_windows(lm.causal.config))
     output = lm.hidden(packed.ids_BT, attention_mask=mask, position_ids=packed.position_BT)
-    return at_least_float32(output.last_hidden_state.flatten(0, 1)[packed.predict_n])
+    return at_least_float32(output.last_hidden_state.flatten(0, 1)[packed.predict_n]), packed
 
 
 def _temperature(row: Episode) -> float:

@@ -28,6 +28,7 @@ from redistill.core import rng
 from redistill.core.arithmetic import fast_float32
 from redistill.errors import UserError
 from redistill.text import weights
+from redistill.text.attention import Layout, packed_attention
 from redistill.text.files import replacing
 from redistill.text.precision import compute_dtype, linear_layers_in
 from redistill.text.quiet import quiet
@@ -91,16 +92,23 @@ class LanguageModel:
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool = False,
+        layout: Layout | None = None,
     ) -> Any:
-        """The base model's output for ids [B, T], no head: `last_hidden_state` [B, T, D] and `past_key_values`."""
+        """The base model's output for ids [B, T], no head: `last_hidden_state` [B, T, D] and `past_key_values`. With a
+        `layout` (B = 1) tokens see what it says, no mask."""
         half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if half:
+                stack.enter_context(torch.autocast(self.device.type, self.dtype))
+            if layout is not None:
+                stack.enter_context(packed_attention(self.causal))
             return self.causal.base_model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
+                **({} if layout is None else {"layout": layout}),
             )
 
     @contextlib.contextmanager

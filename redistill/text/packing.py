@@ -1,7 +1,8 @@
-"""Packing: rows with the same prompt share it, and several rows stand in one sequence behind a block mask.
+"""Packing: rows with the same prompt share it, and rows stand end to end in one line (or a few, behind a block mask).
 
 Nothing is padded to the longest row of a batch and nothing is computed twice for a group. Which token sees which is written
-down once, as a mask made from lengths (law 5), and where each response token is predicted from is an explicit index (law 6).
+down once, from lengths (law 5), and where each response token is predicted from is an explicit index (law 6). `line` is for
+models whose attention can be exchanged (text/attention.py); `pack` makes bins with a dense mask for any model.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from redistill.text.attention import Layout, Row, layout
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,18 @@ class Packed:
     ids_BT: Tensor
     position_BT: Tensor
     mask_B1TT: Tensor
+    predict_n: Tensor
+    target_n: Tensor
+    row_n: Tensor
+
+
+@dataclass(frozen=True)
+class Line:
+    """One forward pass of T tokens end to end, without padding; otherwise as `Packed`. A token sees what `layout` says."""
+
+    ids_1T: Tensor
+    position_1T: Tensor
+    layout: Layout
     predict_n: Tensor
     target_n: Tensor
     row_n: Tensor
@@ -94,13 +109,44 @@ def micro_batches(pieces: Sequence[Piece], budget: int) -> list[list[int]]:
     return batches
 
 
+def line(pieces: Sequence[Piece], share: bool = True) -> Line:
+    """Lay pieces out end to end. Every prompt must be non-empty: the first response token is predicted from its last one.
+
+    A prompt with one response is one causal text with it; a shared prompt is a text, and each of its responses looks at
+    the prompt and at itself.
+    """
+    _check_prompts(pieces)
+    ids: list[int] = []
+    positions: list[int] = []
+    rows: list[Row] = []
+    first_of: dict[int, tuple[int, int]] = {}
+    for segment in segments_of(pieces, share):
+        size = len(segment.prompt)
+        prompt = range(len(ids), len(ids) + size)
+        ids += segment.prompt
+        positions += range(size)
+        if len(segment.pieces) > 1:
+            rows.append(Row(prompt, prompt))
+        for piece in segment.pieces:
+            own = range(len(ids), len(ids) + len(piece.response))
+            first_of[id(piece)] = (prompt[-1], own.start)
+            ids += piece.response
+            positions += range(size, size + len(own))
+            if len(segment.pieces) == 1:
+                whole = range(prompt.start, own.stop)
+                rows.append(Row(whole, whole))
+            elif len(own):
+                rows.append(Row(own, [*prompt, *own]))
+    position_T = torch.tensor(positions, dtype=torch.int64)
+    made = layout(rows, position_T)
+    return Line(torch.tensor(ids, dtype=torch.int64)[None], position_T[None], made, *_steps(pieces, first_of))
+
+
 def pack(
     pieces: Sequence[Piece], *, bin_tokens: int = 256, share: bool = True, device: torch.device | None = None
 ) -> Packed:
     """Lay pieces out in bins. Every prompt must be non-empty: the first response token is predicted from its last token."""
-    for piece in pieces:
-        if not piece.prompt:
-            raise ValueError(f"row {piece.row} has an empty prompt: its first token has nothing to be predicted from")
+    _check_prompts(pieces)
     segments = segments_of(pieces, share)
     largest = max(segment.size for segment in segments)
     bins = bins_of(segments, max(bin_tokens, largest))
@@ -130,6 +176,20 @@ def pack(
                 shared[b, at : at + length] = prompt_code
                 first_of[id(piece)] = (b * width + last, b * width + at)
                 at, code = at + length, code + 1
+    tensors = _steps(pieces, first_of)
+    packed = Packed(ids, position, block_mask(owner, shared), *tensors)
+    return Packed(*(getattr(packed, name).to(device) for name in packed.__dataclass_fields__)) if device else packed
+
+
+def _check_prompts(pieces: Sequence[Piece]) -> None:
+    for piece in pieces:
+        if not piece.prompt:
+            raise ValueError(f"row {piece.row} has an empty prompt: its first token has nothing to be predicted from")
+
+
+def _steps(pieces: Sequence[Piece], first_of: Mapping[int, tuple[int, int]]) -> list[Tensor]:
+    """(places that predict, tokens taken, rows) of all steps; `first_of` has, by piece, the flat places of the last
+    prompt token and of the first response token."""
     predict, target, rows = [], [], []
     for piece in pieces:
         last, start = first_of[id(piece)]
@@ -137,9 +197,7 @@ def pack(
         predict += [last if j == 0 else start + j - 1 for j in chosen]
         target += [piece.response[j] for j in chosen]
         rows += [piece.row] * len(chosen)
-    tensors = [torch.tensor(values, dtype=torch.int64) for values in (predict, target, rows)]
-    packed = Packed(ids, position, block_mask(owner, shared), *tensors)
-    return Packed(*(getattr(packed, name).to(device) for name in packed.__dataclass_fields__)) if device else packed
+    return [torch.tensor(values, dtype=torch.int64) for values in (predict, target, rows)]
 
 
 def windowed(mask_B1TT: Tensor, position_BT: Tensor, windows: Mapping[str, int | None]) -> Tensor | dict[str, Tensor]:

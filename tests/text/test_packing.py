@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from redistill.text.packing import Piece, bins_of, micro_batches, pack, segments_of, windowed
+from redistill.text.packing import Piece, bins_of, line, micro_batches, pack, segments_of, windowed
 
 TOKEN = st.integers(0, 3)  # few ids, so that equal prompts and ids that equal eos or pad (0) are common
 IDS = st.lists(TOKEN, max_size=6).map(tuple)
@@ -46,6 +46,37 @@ def test_every_step_is_predicted_from_exactly_its_own_prefix(found: list[Piece],
     assert at == len(packed.predict_n) == len(packed.target_n) == len(packed.row_n)
 
 
+def seen_in_line(made, flat: int) -> list[tuple[int, int]]:
+    """(position, id) of every token that the query at a place of a line sees."""
+    answer = int(made.layout.answer_T[flat])
+    for bucket in made.layout.buckets:
+        if answer < bucket.query_RL.numel():
+            r, at = divmod(answer, bucket.query_RL.shape[1])
+            assert int(bucket.query_RL[r, at]) == flat
+            places = bucket.key_RS[r][bucket.back_RLS[r, at] >= 0]
+            return sorted(zip(made.position_1T[0, places].tolist(), made.ids_1T[0, places].tolist()))
+        answer -= bucket.query_RL.numel()
+    raise AssertionError("no bucket answers")
+
+
+@settings(max_examples=150, deadline=None)
+@given(pieces(), st.booleans())
+def test_in_a_line_too_every_step_is_predicted_from_exactly_its_own_prefix(found: list[Piece], share: bool) -> None:
+    made = line(found, share)
+    at = 0
+    for piece in found:
+        text = piece.prompt + piece.response
+        for j in piece.chosen():
+            assert seen_in_line(made, int(made.predict_n[at])) == list(enumerate(text[: len(piece.prompt) + j]))
+            assert (int(made.target_n[at]), int(made.row_n[at])) == (piece.response[j], piece.row)
+            at += 1
+    assert at == len(made.predict_n) == len(made.target_n) == len(made.row_n)
+    answers = made.layout.answer_T
+    assert len(set(answers.tolist())) == len(answers), "every token attends once"
+    assert int(answers.min()) >= 0
+    assert made.ids_1T.numel() == sum(segment.size for segment in segments_of(found, share)), "nothing is padded"
+
+
 @settings(max_examples=100, deadline=None)
 @given(pieces())
 def test_a_step_is_predicted_once_and_never_from_its_own_token(found: list[Piece]) -> None:
@@ -76,8 +107,9 @@ def test_a_length_1_response_is_predicted_from_the_last_prompt_token() -> None:
 
 
 def test_an_empty_prompt_is_refused() -> None:
-    with pytest.raises(ValueError, match="row 3 has an empty prompt"):
-        pack([Piece(3, (), (1,), ((0, 1),))])
+    for lay in (pack, line):
+        with pytest.raises(ValueError, match="row 3 has an empty prompt"):
+            lay([Piece(3, (), (1,), ((0, 1),))])
 
 
 @settings(max_examples=100, deadline=None)
