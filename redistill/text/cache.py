@@ -6,15 +6,17 @@ The lean decoder writes its columns itself (decoder.py); for transformers' modul
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from redistill.errors import UserError
 
-__all__ = ["SlotCache", "attention_windows"]
+__all__ = ["SharedCache", "SharedSlots", "SlotCache", "attention_windows"]
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -85,12 +87,19 @@ class SlotCache(Cache):
             self.places[heads] = line + self.columns.repeat_interleave(heads)
         return self.places[heads]
 
-    def start(self, read: Sequence[tuple[Tensor, Tensor]], sources: list[int], first: int, columns: int) -> None:
-        """Copy prompt `sources[i]` of keys and values by layer [P, heads, L, width] to slot `first + i`; `columns` is how
-        many columns to make room for at least."""
+    def layer(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values of a layer, and the rows' newest columns."""
+        return self.layers[i].keys, self.layers[i].values, self.columns
+
+    def start(
+        self, read: Sequence[tuple[Tensor, Tensor]], sources: np.ndarray, lengths: np.ndarray, first: int, more: int
+    ) -> None:
+        """Copy prompt `sources[i]` of keys and values by layer [P, heads, L, width], `lengths[i]` columns of it, to slot
+        `first + i`, and make room for `more` columns after it."""
+        columns = int(lengths.max()) + more
         self.layers = self.layers or [_SlotLayer(self) for _ in read]
         self.reserve(read, columns, columns)
-        index = torch.tensor(sources, device=read[0][0].device)
+        index = torch.from_numpy(sources).to(read[0][0].device)
         for layer, (keys, values) in zip(self.layers, read, strict=True):
             width = min(keys.shape[2], self.width)
             layer.keys[first : first + len(sources), :, :width] = keys[index, :, :width]
@@ -108,6 +117,98 @@ class SlotCache(Cache):
         for layer in self.layers:
             layer.keys[targets] = layer.keys[sources]
             layer.values[targets] = layer.values[sources]
+
+
+@dataclass(frozen=True)
+class SharedSlots:
+    """What a step needs of one layer: the rows' own columns [slots, heads, columns, width], the addresses of their prompts'
+    keys and values, and by row the prompt's length, the distance between its heads, and the newest column."""
+
+    keys: Tensor
+    values: Tensor
+    prompts_N2: Tensor
+    rows_3N: Tensor
+
+
+class SharedCache:
+    """Slots that hold the responses only: the columns of a prompt stay where they were read, once for its whole group.
+
+    For the compiled kernels, which follow addresses. The same calls as SlotCache.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots, self.width, self.count = slots, 0, 0
+        self.own: list[tuple[Tensor, Tensor]] = []
+        self.stores: dict[int, Sequence[tuple[Tensor, Tensor]]] = {}
+        self.made = 0
+        # By slot: the store, which prompt of it, the prompt's length.
+        self.store_S, self.prompt_S, self.length_S = (np.zeros(slots, dtype=np.int64) for _ in range(3))
+        self.prompts_LN2 = torch.empty(0)
+        self.rows_3N = torch.empty(0)
+
+    def start(
+        self, read: Sequence[tuple[Tensor, Tensor]], sources: np.ndarray, lengths: np.ndarray, first: int, more: int
+    ) -> None:
+        """Give slot `first + i` prompt `sources[i]` of keys and values by layer [P, heads, L, width], `lengths[i]` columns
+        of it, and make room for `more` columns after it."""
+        last = first + len(sources)
+        self.made += 1
+        used = set(self.store_S[:first].tolist())
+        self.stores = {key: store for key, store in self.stores.items() if key in used} | {self.made: read}
+        self.store_S[first:last], self.prompt_S[first:last], self.length_S[first:last] = self.made, sources, lengths
+        self.count = 0
+        self._reserve(read, more, more)
+
+    def _reserve(self, like: Sequence[tuple[Tensor, Tensor]], needed: int, wanted: int) -> None:
+        if needed <= self.width:
+            return
+        self.width = max(needed, wanted)
+        wider = []
+        for i, (keys, _) in enumerate(like):
+            shape = (self.slots, keys.shape[1], self.width, keys.shape[3])
+            both = keys.new_empty(shape), keys.new_empty(shape)
+            for new, old in zip(both, self.own[i] if self.own else ()):
+                new[:, :, : old.shape[2]] = old
+            wider.append(both)
+        self.own = wider
+
+    def point(self, columns: Tensor, seen: int) -> None:
+        """Set where the next step writes: the position of each row's newest token, [N]."""
+        rows = len(columns)
+        if rows != self.count:
+            self._address(rows)
+        self.rows_3N[2] = columns
+        # Growing by halves copies rarely, and never reserves a long response that does not come.
+        self._reserve(self.own, int((columns - self.rows_3N[0]).max()) + 1, self.width * 3 // 2)
+
+    def _address(self, rows: int) -> None:
+        """Look up where the prompts of the first rows are, for every layer."""
+        self.count = rows
+        store_N = self.store_S[:rows].tolist()
+        heads, size = self.own[0][0].shape[1], self.own[0][0].element_size()
+        strides = {key: store[0][0].shape[2] * store[0][0].shape[3] for key, store in self.stores.items()}
+        starts = {
+            key: np.array([[at.data_ptr() for at in both] for both in store], dtype=np.int64)
+            for key, store in self.stores.items()
+        }
+        stride_N = np.array([strides[key] for key in store_N], dtype=np.int64)
+        offset_N = self.prompt_S[:rows] * stride_N * heads * size
+        base_LN2 = np.stack([starts[key] for key in store_N], axis=1)
+        self.prompts_LN2 = torch.from_numpy(base_LN2 + offset_N[:, None])
+        self.rows_3N = torch.from_numpy(np.stack([self.length_S[:rows], stride_N, np.zeros(rows, dtype=np.int64)]))
+
+    def layer(self, i: int) -> SharedSlots:
+        """What a step needs of a layer."""
+        return SharedSlots(*self.own[i], self.prompts_LN2[i], self.rows_3N)
+
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Move rows `sources` to the free slots `targets`."""
+        for keys, values in self.own:
+            keys[targets] = keys[sources]
+            values[targets] = values[sources]
+        for part in (self.store_S, self.prompt_S, self.length_S):
+            part[targets] = part[sources]
+        self.count = 0
 
 
 def attention_windows(config: Any) -> dict[str, int | None]:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redistill.text import native
-from redistill.text.cache import SlotCache, attention_windows
+from redistill.text.cache import SharedCache, SlotCache, attention_windows
 from redistill.text.portable import Portable, normed, rotated, split
 
 if TYPE_CHECKING:
@@ -131,6 +131,10 @@ class Decoder:
         softcap = self.head.softcap
         return logits_NV if softcap is None else logits_NV.div_(softcap).tanh_().mul_(softcap)
 
+    def cache(self, slots: int) -> SlotCache | SharedCache:
+        """An empty cache of the kind that `step` reads."""
+        return SharedCache(slots) if isinstance(self.kernels, native.Kernels) else SlotCache(slots)
+
     def prefill(self, ids_PL: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Read right-padded prompts: keys and values [P, heads, L, width] by layer, and hidden states [P, L, D]."""
         prompts, length = ids_PL.shape
@@ -144,7 +148,7 @@ class Decoder:
             q = rotated(normed(q, layer.query_key[0], self.eps), cos, sin).to(self.dtype).transpose(1, 2)
             k = rotated(normed(k, layer.query_key[1], self.eps), cos, sin).to(self.dtype).transpose(1, 2)
             v = v.transpose(1, 2)
-            kept.append((k, v))
+            kept.append((k.contiguous(), v.contiguous()))
             groups = q.shape[1] // self.kv_heads
             out = F.scaled_dot_product_attention(
                 q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1),
@@ -164,16 +168,14 @@ class Decoder:
         back = at[:, None] - at
         return (back >= 0) & (back < window)
 
-    def step(self, ids_N: Tensor, column_N: Tensor, cache: SlotCache) -> Tensor:
+    def step(self, ids_N: Tensor, column_N: Tensor, cache: Any) -> Tensor:
         """Logits [N, V] after one more token a row, whose key and value go to the row's column of the cache."""
 
         def attend(i: int, layer: _Layer, qkv_NE: Tensor) -> Tensor:
-            slots = cache.layers[i]
             cos, sin = self.tables[layer.kind]
             return self.kernels.attend(
-                qkv_NE, slots.keys, slots.values, column_N, cos, sin, layer.query_key, self.windows[layer.kind],
-                self.eps, self.scale,
-            )  # fmt: skip
+                qkv_NE, cache.layer(i), cos, sin, layer.query_key, self.windows[layer.kind], self.eps, self.scale
+            )
 
         return self.logits(self._run(ids_N, attend))
 

@@ -27,6 +27,10 @@ class Modules:
     def reach(self, positions: int) -> None:
         """Nothing to prepare."""
 
+    def cache(self, slots: int) -> SlotCache:
+        """An empty cache of the kind that `step` reads."""
+        return SlotCache(slots)
+
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] of hidden states."""
         return self.head.logits(hidden_ND)
@@ -38,7 +42,7 @@ class Modules:
         output = self.lm.hidden(ids_PL, None, places_PL, cache, True)
         return [(layer.keys, layer.values) for layer in cache.layers], output.last_hidden_state
 
-    def step(self, ids_N: Tensor, column_N: Tensor, cache: SlotCache) -> Tensor:
+    def step(self, ids_N: Tensor, column_N: Tensor, cache: Any) -> Tensor:
         """Logits [N, V] after one more token a row, whose key and value go to the row's column of the cache."""
         output = self.lm.hidden(ids_N[:, None], self._mask(cache), column_N[:, None], cache, True)
         return self.logits(output.last_hidden_state[:, -1])

@@ -11,6 +11,10 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 typedef uint16_t bf16;
@@ -29,6 +33,15 @@ template <> struct Vector<8> {
 
 template <int W> inline typename Vector<W>::f load(const float *p) { return *(const typename Vector<W>::f *)p; }
 template <int W> inline typename Vector<W>::f load(const bf16 *p) {
+#ifdef __AVX512BW__  // GCC makes halves of it
+    if (W == 16) {
+        __m512 wide = _mm512_castsi512_ps(
+            _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+        typename Vector<W>::f value;
+        memcpy(&value, &wide, sizeof value);
+        return value;
+    }
+#endif
     typename Vector<W>::u wide = __builtin_convertvector(*(const typename Vector<W>::h *)p, typename Vector<W>::u);
     return (typename Vector<W>::f)(wide << 16);
 }
@@ -92,94 +105,165 @@ inline void placed(const T *x, float *y, int d, const float *cos, const float *s
     for (int i = half; i < d; i++) y[i] = rounded<T>(scratch[i] * cos[i] + scratch[i - half] * sin[i]);
 }
 
-template <int W> inline float total(typename Vector<W>::f v) {
-    for (int step = W / 2; step; step /= 2)
-        for (int i = 0; i < step; i++) v[i] += v[i + step];
-    return v[0];
+typedef float four __attribute__((vector_size(16), aligned(4)));
+
+inline four folded(Vector<8>::f v) {
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+}
+inline four folded(Vector<16>::f v) {
+    return folded((Vector<8>::f)(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                                 __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)));
+}
+// The sums of four vectors' elements.
+inline four totals(four a, four b, four c, four d) {
+    four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
 }
 
-// One row and one key head: scores of its G query heads over columns first..last, softmax, mean of the values.
-template <class T, int W, int G>
-void attend_heads(const float *q, const T *k, const T *v, int first, int last, int d, float scale, float *score, T *out) {
+// Keys and values of one head over some columns, [columns, d] each.
+template <class T> struct Span {
+    const T *keys, *values;
+    int columns;
+};
+
+// The scores of C keys for G query heads, to score[g * stride + c].
+template <class T, int W, int P, int G, int C>
+inline void scores(const float *q, const T *key, int d, float scale, float *score, int stride) {
     typedef typename Vector<W>::f f;
-    int parts = d / W, seen = last - first + 1;
-    float top[G];
-    for (int g = 0; g < G; g++) top[g] = -INFINITY;
-    for (int j = 0; j < seen; j++) {
-        const T *key = k + (int64_t)(first + j) * d;
-        f sum[G];
-        for (int g = 0; g < G; g++) sum[g] = f{};
-        for (int p = 0; p < parts; p++) {
-            f part = load<W>(key + p * W);
-            for (int g = 0; g < G; g++) sum[g] += part * load<W>(q + g * d + p * W);
-        }
+    const int parts = P ? P : d / W;
+    f sum[G][C];
+    for (int g = 0; g < G; g++)
+        for (int c = 0; c < C; c++) sum[g][c] = f{};
+#pragma GCC unroll 8
+    for (int p = 0; p < parts; p++) {
+        f part[C];
+        for (int c = 0; c < C; c++) part[c] = load<W>(key + c * d + p * W);
         for (int g = 0; g < G; g++) {
-            float s = total<W>(sum[g]) * scale;
-            score[g * seen + j] = s;
-            top[g] = s > top[g] ? s : top[g];
+            f query = load<W>(q + g * d + p * W);
+            for (int c = 0; c < C; c++) sum[g][c] += part[c] * query;
         }
+    }
+    for (int g = 0; g < G; g++)
+        if (C == 4)
+            *(four *)(score + g * stride) = totals(folded(sum[g][0]), folded(sum[g][1 % C]), folded(sum[g][2 % C]),
+                                                   folded(sum[g][3 % C])) * scale;
+        else {
+            four one = folded(sum[g][0]);
+            score[g * stride] = totals(one, one, one, one)[0] * scale;
+        }
+}
+
+// One row and one key head: scores of G query heads over both spans (the prompt's and the row's own), softmax, mean of
+// the values. P is d / W, or 0 where d is not known to the compiler.
+template <class T, int W, int P, int G>
+void attend_heads(const float *q, Span<T> prompt, Span<T> own, int d, float scale, float *score, T *out) {
+    typedef typename Vector<W>::f f;
+    const int parts = P ? P : d / W, seen = prompt.columns + own.columns;
+    const Span<T> spans[2] = {prompt, own};
+    float *at = score;
+    for (const Span<T> &span : spans) {
+        int j = 0;
+        for (; j + 4 <= span.columns; j += 4) scores<T, W, P, G, 4>(q, span.keys + (int64_t)j * d, d, scale, at + j, seen);
+        for (; j < span.columns; j++) scores<T, W, P, G, 1>(q, span.keys + (int64_t)j * d, d, scale, at + j, seen);
+        at += span.columns;
     }
     float share[G];
     for (int g = 0; g < G; g++) {
-        float sum = 0.0f, peak = top[g], *row = score + g * seen;
+        float *row = score + g * seen, top = row[0], sum = 0.0f;
+#pragma omp simd reduction(max : top)
+        for (int j = 0; j < seen; j++) top = row[j] > top ? row[j] : top;
 #pragma omp simd reduction(+ : sum)
-        for (int j = 0; j < seen; j++) {
-            row[j] = exponential(row[j] - peak);
-            sum += row[j];
-        }
+        for (int j = 0; j < seen; j++) sum += row[j] = exponential(row[j] - top);
         share[g] = 1.0f / sum;
     }
-    for (int p = 0; p < parts; p++) {
-        f sum[G];
-        for (int g = 0; g < G; g++) sum[g] = f{};
-        const T *value = v + (int64_t)first * d + p * W;
-        for (int j = 0; j < seen; j++, value += d) {
-            f part = load<W>(value);
-            for (int g = 0; g < G; g++) sum[g] += part * score[g * seen + j];
+    const int B = P ? P : 1;  // parts whose sums are held in registers together
+    for (int p = 0; p < parts; p += B) {
+        f sum[B][G];
+        for (int b = 0; b < B; b++)
+            for (int g = 0; g < G; g++) sum[b][g] = f{};
+        at = score;
+        for (const Span<T> &span : spans) {
+            const T *value = span.values + p * W;
+            for (int j = 0; j < span.columns; j++, value += d, at++)
+                for (int b = 0; b < B; b++) {
+                    f part = load<W>(value + b * W);
+                    for (int g = 0; g < G; g++) sum[b][g] += part * at[g * seen];
+                }
         }
-        for (int g = 0; g < G; g++)
-            for (int i = 0; i < W; i++) put(out + g * d + p * W + i, sum[g][i] * share[g]);
+        for (int b = 0; b < B; b++)
+            for (int g = 0; g < G; g++) {
+                f mean = sum[b][g] * share[g];
+                for (int i = 0; i < W; i++) put(out + g * d + (p + b) * W + i, mean[i]);
+            }
     }
 }
 
-template <class T, int W>
-void attend_group(const float *q, const T *k, const T *v, int first, int last, int d, int group, float scale,
-                  float *score, T *out) {
+template <class T, int W, int P>
+void attend_group(const float *q, Span<T> prompt, Span<T> own, int d, int group, float scale, float *score, T *out) {
     int done = 0;
     for (; group - done >= 4; done += 4)
-        attend_heads<T, W, 4>(q + done * d, k, v, first, last, d, scale, score, out + done * d);
-    if (group - done == 3) attend_heads<T, W, 3>(q + done * d, k, v, first, last, d, scale, score, out + done * d);
-    if (group - done == 2) attend_heads<T, W, 2>(q + done * d, k, v, first, last, d, scale, score, out + done * d);
-    if (group - done == 1) attend_heads<T, W, 1>(q + done * d, k, v, first, last, d, scale, score, out + done * d);
+        attend_heads<T, W, P, 4>(q + done * d, prompt, own, d, scale, score, out + done * d);
+    if (group - done == 3) attend_heads<T, W, P, 3>(q + done * d, prompt, own, d, scale, score, out + done * d);
+    if (group - done == 2) attend_heads<T, W, P, 2>(q + done * d, prompt, own, d, scale, score, out + done * d);
+    if (group - done == 1) attend_heads<T, W, P, 1>(q + done * d, prompt, own, d, scale, score, out + done * d);
+}
+
+// What a step's rows have of the cache: row n's prompt has keys and values at prompts[2n] and prompts[2n + 1] of lengths[n]
+// columns, its heads `strides[n]` values apart; its own columns follow in slot n of keys and values.
+template <class T> struct Slots {
+    T *keys, *values;
+    int64_t width;
+    const int64_t *prompts, *lengths, *strides, *columns;
+};
+
+template <class T> inline void fetch(const T *keys, const T *values, int64_t count) {
+    const int64_t line = 64 / sizeof(T), most = count < 64 * line ? count : 64 * line;
+    for (int64_t i = 0; i < most; i += line) {
+        __builtin_prefetch(keys + i);
+        __builtin_prefetch(values + i);
+    }
 }
 
 template <class T>
-void attend(const T *qkv, T *out, T *keys, T *values, const int64_t *column, const float *cos, const float *sin,
-            const float *q_norm, const float *k_norm, int rows, int heads, int kv_heads, int d, int64_t width, int window,
-            float eps, float scale) {
+void attend(const T *qkv, T *out, Slots<T> slots, const float *cos, const float *sin, const float *q_norm,
+            const float *k_norm, int rows, int heads, int kv_heads, int d, int window, float eps, float scale) {
     int group = heads / kv_heads;
-#pragma omp parallel for schedule(static)
-    for (int n = 0; n < rows; n++) {
-        static thread_local std::vector<float> q, score;
-        int last = (int)column[n], first = window > 0 && last >= window ? last - window + 1 : 0;
-        q.resize((size_t)(group + 1) * d);
-        score.resize((size_t)4 * (last + 1));
-        const T *row = qkv + (int64_t)n * (heads + 2 * kv_heads) * d;
-        const float *c = cos + (int64_t)last * d, *s = sin + (int64_t)last * d;
-        for (int h = 0; h < kv_heads; h++) {
-            T *k = keys + ((int64_t)n * kv_heads + h) * width * d, *v = values + ((int64_t)n * kv_heads + h) * width * d;
+    // Rows of a group stand together, so that their prompt's head stays in the cache near the core.
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int h = 0; h < kv_heads; h++)
+        for (int n = 0; n < rows; n++) {
+            static thread_local std::vector<float> q, score;
+            const int column = (int)slots.columns[n], before = (int)slots.lengths[n], at = column - before;
+            const int first = window > 0 && column >= window ? column - window + 1 : 0;
+            q.resize((size_t)(group + 1) * d);
+            score.resize((size_t)4 * (column + 1));
+            const T *row = qkv + (int64_t)n * (heads + 2 * kv_heads) * d;
+            const float *c = cos + (int64_t)column * d, *s = sin + (int64_t)column * d;
+            T *keys = slots.keys + ((int64_t)n * kv_heads + h) * slots.width * d;
+            T *values = slots.values + ((int64_t)n * kv_heads + h) * slots.width * d;
+            // The next row's own columns, which nothing has touched since the last step, start to come meanwhile.
+            if (n + 1 < rows) fetch(keys + kv_heads * slots.width * d, values + kv_heads * slots.width * d,
+                                    (slots.columns[n + 1] - slots.lengths[n + 1]) * d);
             float *key = q.data() + group * d;
             placed(row + (heads + h) * d, key, d, c, s, k_norm, eps);
-            for (int i = 0; i < d; i++) put(k + last * d + i, key[i]);
-            memcpy(v + last * d, row + (heads + kv_heads + h) * d, sizeof(T) * d);
+            for (int i = 0; i < d; i++) put(keys + (int64_t)at * d + i, key[i]);
+            memcpy(values + (int64_t)at * d, row + (heads + kv_heads + h) * d, sizeof(T) * d);
             for (int g = 0; g < group; g++) placed(row + (h * group + g) * d, q.data() + g * d, d, c, s, q_norm, eps);
+            int64_t skipped = (int64_t)(first < before ? first : before) * d;
+            Span<T> prompt = {(const T *)slots.prompts[2 * n] + h * slots.strides[n] + skipped,
+                              (const T *)slots.prompts[2 * n + 1] + h * slots.strides[n] + skipped,
+                              before - (int)(skipped / d)};
+            int64_t cut = first > before ? first - before : 0;
+            Span<T> own = {keys + cut * d, values + cut * d, at + 1 - (int)cut};
             T *to = out + ((int64_t)n * heads + h * group) * d;
-            if (d % 16 == 0)
-                attend_group<T, 16>(q.data(), k, v, first, last, d, group, scale, score.data(), to);
+            if (d == 64)
+                attend_group<T, 16, 4>(q.data(), prompt, own, d, group, scale, score.data(), to);
+            else if (d % 16 == 0)
+                attend_group<T, 16, 0>(q.data(), prompt, own, d, group, scale, score.data(), to);
             else
-                attend_group<T, 8>(q.data(), k, v, first, last, d, group, scale, score.data(), to);
+                attend_group<T, 8, 0>(q.data(), prompt, own, d, group, scale, score.data(), to);
         }
-    }
 }
 
 // x += norm(y) * post (post null: x += y; y null: x as it is), then out = norm(x) * weight in the type of out.
@@ -290,14 +374,15 @@ void pick(const float *logits, const double *uniform, int64_t *ids, float *logp,
 }  // namespace
 
 extern "C" {
-void attend_f(const float *a, float *b, float *c, float *d, const int64_t *e, const float *f, const float *g, const float *h,
-              const float *i, int j, int k, int l, int m, int64_t n, int o, float p, float q) {
-    attend(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q);
-}
-void attend_h(const bf16 *a, bf16 *b, bf16 *c, bf16 *d, const int64_t *e, const float *f, const float *g, const float *h,
-              const float *i, int j, int k, int l, int m, int64_t n, int o, float p, float q) {
-    attend(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q);
-}
+#define ATTEND(NAME, T)                                                                                              \
+    void NAME(const T *qkv, T *out, T *keys, T *values, const int64_t *prompts, const int64_t *rows_of, const float *cos, \
+              const float *sin, const float *q_norm, const float *k_norm, int rows, int heads, int kv_heads, int d,       \
+              int64_t width, int window, float eps, float scale) {                                                   \
+        Slots<T> slots = {keys, values, width, prompts, rows_of, rows_of + rows, rows_of + 2 * rows};                   \
+        attend(qkv, out, slots, cos, sin, q_norm, k_norm, rows, heads, kv_heads, d, window, eps, scale);               \
+    }
+ATTEND(attend_f, float)
+ATTEND(attend_h, bf16)
 void add_norm_ff(float *x, const float *y, const float *p, const float *w, float *out, int rows, int width, float eps) {
     add_norm(x, y, p, w, out, rows, width, eps);
 }

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redistill.text.cache import SharedSlots
 from redistill.text.wheels import cache_root
 
 __all__ = ["Kernels", "get"]
@@ -41,7 +42,7 @@ _FLAGS = (
     "-w",
 )
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
-_ATTEND = (_P,) * 9 + (_I, _I, _I, _I, _L, _I, _F, _F)
+_ATTEND = (_P,) * 10 + (_I, _I, _I, _I, _L, _I, _F, _F)
 _ADD_NORM = (_P,) * 5 + (_I, _I, _F)
 _ARGUMENTS = {
     "attend_f": _ATTEND,
@@ -68,18 +69,18 @@ class Kernels:
             self.call[name] = function
 
     def attend(
-        self, qkv_NE: Tensor, keys: Tensor, values: Tensor, column_N: Tensor, cos: Tensor, sin: Tensor,
-        norms: tuple[Tensor | None, Tensor | None], window: int | None, eps: float, scale: float,
+        self, qkv_NE: Tensor, slots: SharedSlots, cos: Tensor, sin: Tensor, norms: tuple[Tensor | None, Tensor | None],
+        window: int | None, eps: float, scale: float,
     ) -> Tensor:  # fmt: skip
-        """Attention of one new token a row: rotate, write key and value at the row's column of [slots, heads, columns,
-        width], attend to the columns up to it. Returns [N, heads * width]."""
-        rows, (_, kv_heads, columns, width) = len(qkv_NE), keys.shape
+        """Attention of one new token a row: rotate, write its key and value to the row's own columns, attend to the
+        prompt's columns and to those. Returns [N, heads * width]."""
+        rows, (_, kv_heads, columns, width) = len(qkv_NE), slots.keys.shape
         heads = qkv_NE.shape[1] // width - 2 * kv_heads
         out_NE = qkv_NE.new_empty(rows, heads * width)
         self.call["attend_" + _LETTER[qkv_NE.dtype]](
-            qkv_NE.data_ptr(), out_NE.data_ptr(), keys.data_ptr(), values.data_ptr(), column_N.data_ptr(),
-            cos.data_ptr(), sin.data_ptr(), _at(norms[0]), _at(norms[1]),
-            rows, heads, kv_heads, width, columns, window or 0, eps, scale,
+            qkv_NE.data_ptr(), out_NE.data_ptr(), slots.keys.data_ptr(), slots.values.data_ptr(),
+            slots.prompts_N2.data_ptr(), slots.rows_3N.data_ptr(), cos.data_ptr(), sin.data_ptr(), _at(norms[0]),
+            _at(norms[1]), rows, heads, kv_heads, width, columns, window or 0, eps, scale,
         )  # fmt: skip
         return out_NE
 

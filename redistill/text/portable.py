@@ -17,10 +17,12 @@ class Portable:
     """The functions of native.Kernels on tensors anywhere."""
 
     def attend(
-        self, qkv_NE: Tensor, keys: Tensor, values: Tensor, column_N: Tensor, cos: Tensor, sin: Tensor,
+        self, qkv_NE: Tensor, slots: tuple[Tensor, Tensor, Tensor], cos: Tensor, sin: Tensor,
         norms: tuple[Tensor | None, Tensor | None], window: int | None, eps: float, scale: float,
     ) -> Tensor:  # fmt: skip
-        """Attention of one new token a row; writes its key and value. Returns [N, heads * width]."""
+        """Attention of one new token a row; writes its key and value. Returns [N, heads * width]. `slots` are keys and
+        values [slots, heads, columns, width] and the rows' newest columns [N]."""
+        keys, values, column_N = slots
         rows, (_, kv_heads, _, width) = len(qkv_NE), keys.shape
         q_NHd, k_NKd, v_NKd = split(qkv_NE, kv_heads, width)
         cos_N1d, sin_N1d = cos[column_N][:, None], sin[column_N][:, None]

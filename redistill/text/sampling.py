@@ -21,7 +21,7 @@ from torch import Tensor
 
 from redistill.core import rng
 from redistill.errors import UserError
-from redistill.text.cache import SlotCache, attention_windows
+from redistill.text.cache import attention_windows
 from redistill.text.decoder import decoder_of
 from redistill.text.drawing import draw
 from redistill.text.generic import Modules
@@ -85,7 +85,7 @@ class _Run:
         self.length_E = np.repeat([len(prompt) for prompt in prompts], group_size).astype(np.int64)
         self.rows = np.zeros(0, dtype=np.int64)
         self.uniforms_ST = np.zeros((max_batch, longest))
-        self.cache = SlotCache(max_batch)
+        self.cache = self.model.cache(max_batch)
         self.eos = np.array(lm.eos_ids, dtype=np.int64)
         self.done = 0
         if prompts:
@@ -127,9 +127,8 @@ class _Run:
         self.done += int(ended_N.sum())
         going_N = fresh_N[~ended_N]
         if len(going_N):
-            longest = int(self.length_E[going_N].max())
-            columns = longest + min(self.sampling.max_new_tokens, _FIRST_COLUMNS)
-            self.cache.start(ready.layers, source_N[~ended_N].tolist(), len(self.rows), columns)
+            more = min(self.sampling.max_new_tokens, _FIRST_COLUMNS)
+            self.cache.start(ready.layers, source_N[~ended_N], self.length_E[going_N], len(self.rows), more)
             self.uniforms_ST[len(self.rows) : len(self.rows) + len(going_N)] = uniforms_NT[~ended_N]
             self.rows = np.concatenate([self.rows, going_N])
 

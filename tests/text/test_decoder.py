@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
 import transformers
 from redistill.core.teachers import swapped
 from redistill.text import decoder, native
-from redistill.text.cache import SlotCache
 from redistill.text.models import LanguageModel
 from torch import nn
 
@@ -65,10 +65,11 @@ def of(lm: LanguageModel) -> decoder.Decoder:
 @torch.no_grad()
 def last_logits(lm: LanguageModel, ids_BT: torch.Tensor, read: int) -> torch.Tensor:
     """The decoder's logits after reading `read` tokens in one pass and the others one at a time."""
-    lean, cache = of(lm), SlotCache(len(ids_BT))
+    lean = of(lm)
+    cache = lean.cache(len(ids_BT))
     lean.reach(ids_BT.shape[1])
     layers, hidden = lean.prefill(ids_BT[:, :read])
-    cache.start(layers, list(range(len(ids_BT))), 0, read)
+    cache.start(layers, np.arange(len(ids_BT)), np.full(len(ids_BT), read), 0, 1)
     logits = lean.logits(hidden[:, -1])
     for column in range(read, ids_BT.shape[1]):
         at = torch.full((len(ids_BT),), column)

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from redistill.text import native
+from redistill.text.cache import SharedCache
 from redistill.text.portable import Portable
 
 FLOAT, HALF = torch.float32, torch.bfloat16
@@ -30,27 +32,33 @@ def kernels() -> native.Kernels:
 def test_attend(
     kernels: native.Kernels, dtype: torch.dtype, heads: int, kv_heads: int, width: int, window: int | None, norms: bool
 ) -> None:
-    """Rows at columns of their own, from the first to the last; also what is written to the cache, and nothing else."""
+    """Rows of two prompts at columns of their own, some with nothing but the prompt behind them; also what is written."""
     torch.manual_seed(heads)
-    rows, columns = 6, 19
+    prompt, more, length = 9, 12, np.array([7, 9, 7, 9, 9, 7])
+    column = torch.tensor([7, 20, 11, 9, 12, 18])
+    rows, columns = len(column), prompt + more
     qkv = torch.randn(rows, (heads + 2 * kv_heads) * width).to(dtype)
-    keys, values = (torch.randn(rows + 2, kv_heads, columns, width).to(dtype) for _ in range(2))
+    read = torch.randn(2, 2, kv_heads, prompt, width).to(dtype)
+    own = torch.randn(2, rows, kv_heads, more, width).to(dtype)
     angle = torch.arange(columns)[:, None] * torch.rand(width // 2).repeat(2)
-    column = torch.tensor([0, 18, 7, 4, 5, 12])
     factors = (torch.rand(width) + 0.5, torch.rand(width) + 0.5) if norms else (None, None)
-    results = []
-    for one in (kernels, Portable()):
-        cache = keys.clone(), values.clone()
-        out = one.attend(qkv, *cache, column, angle.cos(), angle.sin(), factors, window, 1e-5, width**-0.5)
-        results.append((out, *cache))
+    rest = angle.cos(), angle.sin(), factors, window, 1e-5, width**-0.5
+
+    shared = SharedCache(rows)
+    shared.start([(read[0], read[1])], (length == 9).astype(np.int64), length, 0, more)
+    shared.own[0][0][:], shared.own[0][1][:] = own[0], own[1]
+    shared.point(column, 21)
+    ours = kernels.attend(qkv, shared.layer(0), *rest)
+    whole = torch.zeros(2, rows, kv_heads, columns, width, dtype=dtype)
+    for row, cut in enumerate(length):
+        whole[:, row, :, :cut] = read[:, int(cut == 9), :, :cut]
+        whole[:, row, :, cut : cut + more] = own[:, row]
+    theirs = Portable().attend(qkv, (whole[0], whole[1], column), *rest)
     # torch rounds the weights of the mean to bfloat16, the kernel does not
-    torch.testing.assert_close(
-        results[0][0], results[1][0], rtol=TOLERANCE[dtype]["rtol"], atol=2e-6 if dtype == FLOAT else 0.03
-    )
-    for ours, theirs in zip(results[0][1:], results[1][1:], strict=True):
-        torch.testing.assert_close(ours, theirs, **TOLERANCE[dtype])
-    changed = (results[0][1] != keys).any(-1).any(1).nonzero().tolist()
-    assert changed == [[row, int(at)] for row, at in enumerate(column)]
+    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype]["rtol"], atol=2e-6 if dtype == FLOAT else 0.03)
+    for mine, other in zip(shared.own[0], whole, strict=True):
+        for row, cut in enumerate(length):
+            torch.testing.assert_close(mine[row], other[row, :, cut : cut + more], **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, HALF], ids=str)
