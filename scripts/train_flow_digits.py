@@ -18,9 +18,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from redistill.core import rng
+from redistill.core.noise import normal
 from redistill.generation.models import ASSETS, JUDGES, FlowModel, fresh_module, save_model
 from redistill.generation.networks import DitOptions, Judge
-from redistill.generation.noise import normal
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor

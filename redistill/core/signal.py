@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -191,16 +191,24 @@ class Signal:
                         f"term {term.name}: {len(teacher.contexts)} teacher contexts for {len(self.rows)} rows"
                     )
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Steps of each row."""
         return [row.steps for row in self.rows]
 
+    @cached_property
+    def _edges(self) -> tuple[Tensor, Tensor]:
+        """(steps of each row, the index behind its last), int64 [R]: made once, since rows may be thousands of actions."""
+        length_R = torch.tensor(self.lengths, dtype=torch.int64)
+        return length_R, length_R.cumsum(0)
+
     def steps_of(self, rows: Sequence[int]) -> Tensor:
         """Indices of the steps of some rows, in the order of `rows`: int64 [n]."""
-        ends = list(accumulate(self.lengths))
-        pieces = [torch.arange(ends[row] - self.rows[row].steps, ends[row]) for row in rows]
-        return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+        row_r = torch.tensor(rows, dtype=torch.int64)
+        length_R, end_R = self._edges
+        length_r = length_R[row_r]
+        first_r = end_R[row_r] - length_r - (length_r.cumsum(0) - length_r)
+        return first_r.repeat_interleave(length_r) + torch.arange(int(length_r.sum()))
 
     def subset(self, rows: Sequence[int]) -> Signal:
         """The signal of some rows, as a signal of its own (a mini-batch)."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from redistill.core import rng
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group
+from redistill.core.noise import normal
 from redistill.core.players import Player
 from redistill.core.signal import Quantity, Signal, Teacher
 from redistill.core.specs import TeacherWeights
@@ -29,7 +30,6 @@ from redistill.generation.evaluate import evaluate
 from redistill.generation.flow import Kernel, guided, noised, schedule
 from redistill.generation.grid import tiled, write_grid
 from redistill.generation.models import FlowModel, load_model, real_digits, save_model
-from redistill.generation.noise import normal
 from redistill.generation.quantities import TeacherVelocity, measure
 from redistill.generation.sampling import Sampled, ode, sde
 from redistill.generation.settings import Settings

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from redistill.core import rng
+from redistill.core.naming import named
 from redistill.core.options import option, plain_values
 from redistill.errors import UserError
-from redistill.vision.naming import named
 
 NORMS = ("batch", "group", "none")
 

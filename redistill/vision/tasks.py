@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redistill.core import rng
+from redistill.core.naming import named
 from redistill.core.options import option
 from redistill.core.task import Prompt, Verdict
 from redistill.errors import UserError
 from redistill.vision.images import ImageSet, load_images
-from redistill.vision.naming import named
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from redistill.core.noise import normal
 from redistill.errors import UserError
 from redistill.generation.flow import (
     Kernel,
@@ -16,7 +17,6 @@ from redistill.generation.flow import (
     sde_mean,
     sde_std,
 )
-from redistill.generation.noise import normal
 from redistill.generation.sampling import ode, sde
 from scipy import stats
 from torch.distributions import Normal

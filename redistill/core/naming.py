@@ -1,4 +1,4 @@
-"""Names with options, as tasks and models are written: `digits:train=500,noise=0.3`, `cnn:width=16`. Torch-free."""
+"""Names with options, as tasks and models are written: `digits:train=500,noise=0.3`, `mlp:width=64`. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The embodied domain: a step is an action in a simulator, a row one transition."""
