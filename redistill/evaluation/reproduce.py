@@ -169,10 +169,12 @@ def _tune(
 
 
 def _values(results: Mapping[str, list[dict[str, Any]]], arm: str, metric: str) -> list[float]:
+    """An arm's final numbers, one for each seed; "arm:measure" takes another number than the metric."""
+    arm, _, measure = arm.partition(":")
     if arm == START:
         first = next(iter(results.values()))
-        return [float(result["evaluations"]["before"][metric]) for result in first]
-    return [float(result["evaluations"]["after"][metric]) for result in results[arm]]
+        return [float(result["evaluations"]["before"][measure or metric]) for result in first]
+    return [float(result["evaluations"]["after"][measure or metric]) for result in results[arm]]
 
 
 def _difference(results: Mapping[str, list[dict[str, Any]]], pair: tuple[str, str], metric: str) -> dict[str, Any]:

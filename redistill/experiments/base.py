@@ -28,6 +28,7 @@ class Experiment:
     arms: Mapping[str, Arm]
     compare: tuple[str, str]
     controls: Mapping[str, tuple[str, str]]
+    """Further comparisons. "arm:measure" stands for another number of that arm's final evaluation than the metric."""
     grid: Mapping[str, Sequence[Any]]
     """One tuned key and its values, the same for every arm without `tuned_as`."""
     budget: str

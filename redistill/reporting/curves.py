@@ -29,6 +29,11 @@ def plot_evidence(
         mean = [(step, sum(curve[i][1] for curve in curves) / len(curves)) for i, (step, _) in enumerate(curves[0])]
         dash = "-" if number < 10 else "--"  # the ten colours come round again
         axes.plot(*zip(*mean), color=colour, linewidth=2, label=arm, linestyle=dash)
+    reference = f"teacher_{experiment.metric}"
+    for level in sorted(
+        {e[reference] for rows in results.values() for r in rows for e in r["evaluations"].values() if reference in e}
+    ):
+        axes.axhline(level, color="grey", linestyle=":", linewidth=1, label=f"teacher alone: {level:.2f}")
     gap = verdict["difference"]
     axes.set_title(
         f"{experiment.slug}: {verdict['verdict']}   {gap['of']} = {gap['estimate']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",

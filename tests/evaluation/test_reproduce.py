@@ -18,7 +18,8 @@ TOY = Experiment(
     base={"model": "pocket", "task": "sums", "steps": 1, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 12,
           "eval_prompts": 10, "save_model": "false", "utility": "false"},
     arms={"rft": Arm("rft"), "sft": Arm("sft", {"prompts_per_step": 4}), "control": Arm("rft", {"group_size": 1}, tuned_as="rft")},
-    compare=("rft", "sft"), controls={"against the control": ("rft", "control"), "against the start": ("rft", "start")},
+    compare=("rft", "sft"), controls={"against the control": ("rft", "control"), "against the start": ("rft", "start"),
+              "more episodes than length": ("rft:prompts", "control:length")},
     grid={"learning_rate": [1e-4, 1e-2]}, budget="one step", quick={"steps": 1},
 )  # fmt: skip
 
@@ -50,6 +51,9 @@ def test_the_evidence_says_what_the_runs_came_to(evidence: Path, capsys: pytest.
     one, other = (written["arms"][arm]["per_seed"] for arm in TOY.compare)
     gaps = [a - b for a, b in zip(one, other)]
     assert written["difference"]["estimate"] == pytest.approx(sum(gaps) / 2)
+    other_numbers = written["controls"]["more episodes than length"]
+    measured = [written["arms"][arm]["measures"][name] for arm, name in (("rft", "prompts"), ("control", "length"))]
+    assert other_numbers["estimate"] == pytest.approx(sum(a - b for a, b in zip(*measured)) / 2)
     if gaps[0] != gaps[1]:
         bounds = stats.t.interval(0.95, 1, loc=sum(gaps) / 2, scale=stats.sem(gaps))
         assert (written["difference"]["low"], written["difference"]["high"]) == pytest.approx(bounds, rel=1e-3)
