@@ -28,7 +28,7 @@ CRD_DIGITS = Experiment(
         "adaptive weights against none": ("crd", "crd not adaptive"),
         "own sampler against sampling with the old model": ("crd", "crd coupled"),
     },
-    grid={"learning_rate": [1e-4, 3e-4, 1e-3]},
+    grid={"learning_rate": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
     budget="50 steps of 128 images (8 prompts of 16) for each arm",
     quick={"steps": 3, "eval_every": 0, "eval_prompts": 40},
     tuning={"eval_every": 0},
