@@ -1,4 +1,4 @@
-"""The command line: list, show, run, reproduce, eval (compare, report and doctor are not built yet and say so)."""
+"""The command line: list, show, run, reproduce, eval, doctor (compare and report are not built yet and say so)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 LATER = {
     "compare": "comparisons of methods on equal budgets",
     "report": "the page of a run",
-    "doctor": "the pre-flight of teachers, tokenisers and memory",
 }
 
 
@@ -83,6 +82,17 @@ def parser(slug: str | None = None) -> Parser:
     )
     one.add_argument("--json", action="store_true", help="print JSON only")
 
+    one = verbs.add_parser(
+        "doctor", help="pre-flight: do student and teachers agree, is there room, are packages right"
+    )
+    one.add_argument("target", nargs="?", help="a recipe, a .toml file or a method")
+    for key, meaning in (("task", "task"), ("model", "model name, folder or hub id"), ("steps", "updates")):
+        one.add_argument(f"--{key}", help=meaning)
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of the run or the method"
+    )
+    one.add_argument("--json", action="store_true", help="print JSON only")
+
     for verb, what in LATER.items():
         one = verbs.add_parser(verb, help=f"(not built yet) {what}")
         one.add_argument("rest", nargs=argparse.REMAINDER)
@@ -116,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. 0: the work was done; 2: a user's mistake, told in one sentence on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        known = [*LATER, "list", "show", "run", "reproduce", "eval"]
+        known = [*LATER, "list", "show", "run", "reproduce", "eval", "doctor"]
         if words and not words[0].startswith("-") and words[0] not in known:
             raise UserError(f"command {words[0]!r} is unknown{nearest(words[0], known)}")
         asked = words[:1] == ["run"] and {"-h", "--help"} & set(words)
@@ -127,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if arguments.verb in LATER:
             raise UserError(
-                f"`redistill {arguments.verb}` ({LATER[arguments.verb]}) is not built yet; run, reproduce, eval, list and show are"
+                f"`redistill {arguments.verb}` ({LATER[arguments.verb]}) is not built yet; run, reproduce, eval, doctor, list and show are"
             )
         arguments.words = words
         return int(_VERBS[arguments.verb](arguments) or 0)
@@ -258,7 +268,17 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_VERBS = {"list": _list, "show": _show, "run": _run, "reproduce": _reproduce, "eval": _eval}
+def _doctor(arguments: argparse.Namespace) -> int:
+    from redistill.config import parse_pairs
+    from redistill.doctor import examine, lines
+
+    given = {key: getattr(arguments, key) for key in ("task", "model", "steps") if getattr(arguments, key) is not None}
+    report = examine(arguments.target, {**given, **parse_pairs(arguments.set)})
+    print(json.dumps(report) if arguments.json else "\n".join(lines(report)))
+    return 0
+
+
+_VERBS = {"list": _list, "show": _show, "run": _run, "reproduce": _reproduce, "eval": _eval, "doctor": _doctor}
 
 
 if __name__ == "__main__":

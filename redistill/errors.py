@@ -10,6 +10,10 @@ class UserError(Exception):
     """A user's mistake, told in one plain sentence that names the key, the value and the nearest valid choice."""
 
 
+class Unreachable(UserError):
+    """Something outside of the run stopped answering (a served teacher): nothing of the run is lost, and it can be resumed."""
+
+
 def nearest(value: str, choices: Iterable[str], *, many: int = 8) -> str:
     """Return "; did you mean 'x'?" when a choice is close to `value`, else the choices themselves (at most `many`)."""
     known = sorted(choices)

@@ -18,7 +18,7 @@ from redistill.core.state import Piece, State, Stateful, newest_good
 from redistill.core.stopping import Interrupted, Stop
 from redistill.core.task import Prompt, Task
 from redistill.core.update import update
-from redistill.errors import UserError
+from redistill.errors import Unreachable, UserError
 
 Report = Callable[[str, Mapping[str, Any]], None]
 """Told what happens ("start", "views", "step", "evaluated", "saved", "warning", ...) with its facts; prints or ignores."""
@@ -122,6 +122,10 @@ class Run:
                 self._save()
                 interrupted.checkpoint = newest_good(self.folder.checkpoints)[0]
                 raise
+            except Unreachable as gone:
+                newest = newest_good(self.folder.checkpoints)[0]
+                kept = f"{newest} is intact" if newest else "there was no checkpoint yet"
+                raise UserError(f"{gone}; {kept}: --resume --out {self.folder.path} goes on from there") from None
             return self._finish(time.monotonic() - began)
 
     def _train(self) -> None:

@@ -145,8 +145,15 @@ class Support:
 
 TEACHERS = {
     "live": 0, "frozen": 0, "ema": 1, "slowing_ema": 4, "sync": 1, "trust_region": 1, "checkpoint": 1, "stored": 0,
+    "served": 1, "text": 1,
 }  # fmt: skip
 """Teacher weights and how many arguments each takes."""
+_PATHS = {
+    "checkpoint": "a path or model name: checkpoint(path)",
+    "served": "an address: served(http://127.0.0.1:8000)",
+    "text": "a file of answers: text(answers.jsonl)",
+}
+"""Teachers that are somewhere else, and what they need."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,8 @@ class TeacherWeights:
     `slope` at each, down to `last`; `sync(every)`: a copy refreshed every so many updates; `trust_region(rate)`:
     log q = (1-rate) log q_first + rate log q_live, both reading the teacher's view; `checkpoint(path)`: another saved
     model; `stored`: none, a row's context is itself the teacher's distribution, which the method keeps (a table of
-    earlier predictions)."""
+    earlier predictions); `served(url)`: a server that tells the log-probs of a prompt, with model=name where it has several
+    and remote=true where it is another machine; `text(file.jsonl)`: a pool of written answers, without log-probs."""
 
     name: str
     rate: float = 0.0
@@ -164,6 +172,8 @@ class TeacherWeights:
     slope: float = 0.0
     last: float = 0.0
     delay: float = 0.0
+    model: str = ""
+    remote: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in TEACHERS:
@@ -180,18 +190,23 @@ class TeacherWeights:
             raise UserError(f"teacher {self.name} needs a rate between 0 and 1, got {self.rate:g}")
         if self.name == "sync" and not (math.isfinite(self.rate) and self.rate >= 1 and self.rate == int(self.rate)):
             raise UserError(f"teacher sync needs a whole number of updates, 1 or more, got {self.rate:g}")
-        if self.name == "checkpoint" and not self.path:
-            raise UserError("teacher checkpoint needs a path or model name: checkpoint(path)")
+        if self.name in _PATHS and not self.path:
+            raise UserError(f"teacher {self.name} needs {_PATHS[self.name]}")
 
     @classmethod
     def parse(cls, text: str) -> TeacherWeights:
         """Read "live", "frozen", "ema(0.05)", "slowing_ema(0.75, 0.005, 0.001, 0)", "sync(10)", "trust_region(0.05)" or
         "checkpoint(path)"."""
         name, args, keywords = parse_call(text, "teacher")
+        if name == "served" and args and set(keywords) <= {"model", "remote"}:
+            remote = keywords.get("remote", "false").lower()
+            if len(args) == 1 and remote in ("true", "false"):
+                return cls(name, path=args[0], model=keywords.get("model", ""), remote=remote == "true")
+            raise UserError(f"teacher {text!r} is not of the form served(url, model=name, remote=true|false)")
         if keywords or len(args) != TEACHERS.get(name, len(args)):
             form = {0: "", 1: "(value)", 4: "(first, slope, last, delay)"}[TEACHERS.get(name, 0)]
             raise UserError(f"teacher {text!r} is not of the form {name}{form}")
-        if name == "checkpoint":
+        if name in _PATHS:
             return cls(name, path=args[0])
         numbers = [_number(arg, f"teacher {name}") for arg in args]
         rate, slope, last, delay = [*numbers, 0.0, 0.0, 0.0, 0.0][:4]
@@ -206,7 +221,8 @@ class TeacherWeights:
     def __str__(self) -> str:
         if self.name == "slowing_ema":
             return f"{self.name}({', '.join(map(_plain, (self.rate, self.slope, self.last, self.delay)))})"
-        argument = self.path if self.name == "checkpoint" else _plain(self.rate)
+        argument = self.path if self.name in _PATHS else _plain(self.rate)
+        argument += (f", model={self.model}" if self.model else "") + (", remote=true" if self.remote else "")
         return f"{self.name}({argument})" if TEACHERS[self.name] else self.name
 
 

@@ -47,6 +47,8 @@ class TeacherBank:
                 raise UserError("teacher 'stored' has no weights to copy: it needs a method that keeps predictions")
             if spec.name == "checkpoint":
                 self.others.setdefault(spec.path, self.load(spec.path))
+            elif spec.name in ("served", "text"):  # by what was written: the domain knows how to reach them
+                self.others.setdefault(str(spec), self.load(str(spec)))
             elif spec.name in ("frozen", "trust_region"):
                 self._copy("frozen", TeacherWeights("frozen"))
             elif spec.name in ("ema", "slowing_ema", "sync"):

@@ -8,6 +8,7 @@ from redistill.experiments.crd import CRD_DIGITS
 from redistill.experiments.opsd import OPSD_POCKET, OPSD_SMOLLM2
 from redistill.experiments.ps_kd import PS_KD_DIGITS, PS_KD_MNIST
 from redistill.experiments.rpd import RPD_BUTTON
+from redistill.experiments.rltf import RLTF_POCKET
 from redistill.experiments.sdpo import SDPO_POCKET, SDPO_SMOLLM2
 from redistill.experiments.srpo import SRPO_POCKET
 
@@ -23,6 +24,7 @@ ALL: dict[tuple[str, str], Experiment] = {
         CRD_DIGITS,
         RPD_BUTTON,
         SRPO_POCKET,
+        RLTF_POCKET,
     )
 }
 

@@ -11,7 +11,7 @@ from redistill.core.options import option
 from redistill.core.signal import Signal
 from redistill.core.specs import DivergenceKind, Normaliser, Support, TeacherWeights
 from redistill.errors import UserError
-from redistill.objectives.terms import Divergence
+from redistill.objectives.terms import Divergence, Likelihood
 from redistill.text.checks import refuse_truncated_sampling
 from redistill.text.settings import Settings
 from redistill.text.views import Evidence
@@ -22,6 +22,9 @@ from redistill.text.views import Evidence
 class OPD(Method):
     """Match a teacher's next-token distribution on prefixes that the student itself wrote (GKD, MiniLLM, DistiLLM are points
     of this family). With probability 1 - `on_policy` a prompt's reference solution takes the place of the student's answers.
+
+    `teacher=served(url)` is a server that tells log-probs (sampled or top-k of the teacher); `teacher=text(file)` a pool of its
+    answers, learnt by likelihood with on_policy=0.
 
     `support=sampled` looks at the sampled token only, through `estimator`: policy_gradient has the exact reverse-KL gradient
     in expectation, k2 too, k3 the forward KL's, and k1 none at all (it is there to show that).
@@ -62,6 +65,8 @@ class OPD(Method):
             raise UserError("opd needs a teacher: --set 'teacher=checkpoint(path or model name)'")
         if self.teacher.name == "live" and self.teacher_view == "plain":
             raise UserError("teacher=live with teacher_view=plain is the student itself: the loss would always be 0")
+        if self.teacher.name == "text" and self.on_policy > 0:
+            raise UserError(f"teacher={self.teacher} has answers and no log-probs: set on_policy=0 to learn from them")
         if self.support.name == "sampled" and self.divergence.name != "reverse_kl":
             raise UserError(f"support=sampled estimates reverse_kl only, not divergence={self.divergence}")
         if self.support.name == "sampled":
@@ -84,6 +89,12 @@ class OPD(Method):
         for prompt, mine in zip(prompts, own):
             if mine:
                 continue
+            if self.teacher is not None and self.teacher.name == "text":
+                told = ctx.domain.answers(self.teacher, prompt)
+                chosen = int(ctx.uniform("answer", len(groups)) * len(told))
+                episode = ctx.domain.written(prompt, told[chosen]) if told else None
+                groups += [Group(prompt, [episode])] if episode is not None else []
+                continue
             if prompt.solution is None:
                 raise UserError(
                     f"on_policy={self.on_policy:g} needs reference solutions, and task {ctx.task.name!r} has none"
@@ -97,6 +108,8 @@ class OPD(Method):
         """One divergence term."""
         assert self.teacher is not None
         rows = flat(groups)
+        if self.teacher.name == "text":
+            return Signal(rows, [Likelihood(normaliser=self.normaliser)])
         seen = [Evidence(solution=row.prompt.solution) for row in rows]
         teacher = ctx.domain.teacher(self.teacher, rows, self.teacher_view, seen)
         term = Divergence(

@@ -108,7 +108,8 @@ class Divergence(Term):
 
     With support `sampled` only the step taken is looked at and `estimator` says how: "policy_gradient" (the reverse KL's
     exact gradient in expectation), "k1" (none), "k2" (reverse KL), "k3" (forward KL's gradient); see objectives/estimators.py.
-    `behaviour_N` with `ratio_cap` weighs each step by min(exp(log p - behaviour), cap), detached (SDPO's off-policy weight).
+    `behaviour_N` with `ratio_cap` weighs each step by min(exp(log p - behaviour), cap), detached (SDPO's off-policy weight); with
+    `importance` by exp(log p - behaviour) itself, unclipped and with its gradient (Skill-SD: that of k3 is then the reverse KL's).
     """
 
     name: str = "divergence"
@@ -121,6 +122,7 @@ class Divergence(Term):
     temperature: float = 1.0
     behaviour_N: Tensor | None = None
     ratio_cap: float | None = None
+    importance: bool = False
 
     def _whole(self) -> DivergenceOf:
         return DivergenceOf(self.teacher, self.kind, self.support, self.clip, self.advantage_clip, self.temperature)
@@ -133,7 +135,7 @@ class Divergence(Term):
         found: list[Quantity] = [self._whole()]
         if self.support.name == "top_k":
             found.append(CapturedMass(self.teacher, self.support, self.temperature))
-        if self.ratio_cap is not None:
+        if self.ratio_cap is not None or self.importance:
             found.append(LogProb())
         return tuple(found)
 
@@ -148,7 +150,9 @@ class Divergence(Term):
             observed = {self.kind.name: loss_n.detach()}
             if self.support.name == "top_k":
                 observed["captured_mass"] = values[CapturedMass(self.teacher, self.support, self.temperature)]
-        if self.ratio_cap is not None and self.behaviour_N is not None:
+        if self.importance and self.behaviour_N is not None:
+            loss_n = loss_n * (values[LogProb()] - self.behaviour_N[at_n].to(loss_n)).exp()
+        elif self.ratio_cap is not None and self.behaviour_N is not None:
             gap_n = (values[LogProb()].detach() - self.behaviour_N[at_n].to(loss_n)).clamp(-20.0, 20.0)
             loss_n = loss_n * gap_n.exp().clamp(max=self.ratio_cap)
         return Losses(loss_n, observed)

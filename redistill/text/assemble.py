@@ -6,11 +6,12 @@ from redistill.core.domain import Domain
 from redistill.core.task import Task
 from redistill.tasks.loading import load_task
 from redistill.text.domain import TextDomain
+from redistill.text.examine import examine
 from redistill.text.models import load_model
 from redistill.text.preflight import preflight
 from redistill.text.settings import Settings
 
-__all__ = ["assemble", "preflight"]
+__all__ = ["assemble", "examine", "preflight"]
 
 
 def assemble(config: Settings, task: Task | None = None) -> tuple[Task, Domain]:

@@ -28,9 +28,11 @@ from redistill.tasks.worlds import World, WorldTask
 from redistill.text import packing
 from redistill.text.attention import supports
 from redistill.text.evaluate import evaluate
-from redistill.text.head import TeacherPart, TeacherStates, at_least_float32, measure
+from redistill.text.head import StatesAt, TeacherPart, TeacherStates, at_least_float32, measure
 from redistill.text.models import Head, LanguageModel, compare_tokenizers, load_model, save_model
+from redistill.text.pool import AnswerPool
 from redistill.text.sampling import Sampled, Sampling, attention_windows, sample
+from redistill.text.served import Served, ServedTeacher, refuse_unserved
 from redistill.text.settings import Settings
 from redistill.text.turns import Played, Trajectory, check_template, play, script
 from redistill.text.views import VIEWS, WORDINGS, Evidence
@@ -55,12 +57,20 @@ class TextDomain:
         self.bank = TeacherBank(student, self._other_model)
         self.wording = WORDINGS[task.wording]
         self.sampling = Sampling(config.temperature, config.top_p, config.top_k, config.min_p, config.max_new_tokens)
+        self.served = Served(
+            lm.tokenizer, len(lm.head().weight_VD), config.served_timeout, config.served_tries
+        )  # fmt: skip
         self.step = 0
         self.calls = 0
         self.omitted: Counter[str] = Counter()
 
-    def _other_model(self, name: str) -> LanguageModel:
-        """A teacher that is another model. It is compared with the student id by id, so their tokens must agree."""
+    def _other_model(self, name: str) -> LanguageModel | ServedTeacher | AnswerPool:
+        """A teacher that is another model, a server or a pool of answers. What is compared with the student id by id must
+        have its tokens."""
+        if name.startswith("served("):
+            return self.served.connect(TeacherWeights.parse(name))
+        if name.startswith("text("):
+            return AnswerPool(TeacherWeights.parse(name).path)
         other = load_model(name, dtype=self.config.dtype)
         compare_tokenizers(self.lm.tokenizer, other.tokenizer)
         own, theirs = (len(lm.head().weight_VD) for lm in (self.lm, other))
@@ -69,6 +79,14 @@ class TextDomain:
                 f"teacher checkpoint({name}) has {theirs} output rows and the student {own}: it lacks some ids"
             )
         return other
+
+    def answers(self, spec: TeacherWeights, prompt: Prompt) -> Sequence[str]:
+        """What a text(pool) teacher wrote to a prompt; empty (and counted) where it wrote nothing."""
+        pool = self.bank.others[str(spec)]
+        assert isinstance(pool, AnswerPool)
+        found = pool.answers(prompt)
+        self.omitted["teacher's answer"] += not found
+        return found
 
     # --- views ------------------------------------------------------------------------------------------------------
     def render(self, view: str, prompt: Prompt, evidence: Evidence = Evidence()) -> TokenIds | None:
@@ -241,8 +259,9 @@ class TextDomain:
     def measure(self, signal: Signal, rows: Sequence[int], quantities: Sequence[Quantity]) -> Measured:
         """One forward of the student (with gradient) and one of each teacher (without) over the rows; then the head."""
         episodes = [signal.rows[row] for row in rows]
-        teachers = {}
+        teachers: dict[Teacher, StatesAt] = {}
         for quantity in quantities:
+            refuse_unserved(quantity)
             teacher: Teacher | None = getattr(quantity, "teacher", None)
             if teacher is not None and teacher not in teachers:
                 contexts = [teacher.contexts[row] for row in rows]
@@ -263,11 +282,11 @@ class TextDomain:
         return {quantity: torch.cat(pieces) if pieces else torch.zeros(0) for quantity, pieces in found.items()}
 
     @torch.no_grad()
-    def _teacher_states(
-        self, weights: TeacherWeights, rows: Sequence[Episode], contexts: Sequence[Any]
-    ) -> TeacherStates:
+    def _teacher_states(self, weights: TeacherWeights, rows: Sequence[Episode], contexts: Sequence[Any]) -> StatesAt:
         pieces = self.pieces(rows, contexts)
         steps = [row.steps for row in rows]
+        if weights.name == "served":
+            return self.served.states(weights, pieces, steps)
         valid_n = torch.cat([torch.full((n,), context is not None) for n, context in zip(steps, contexts)])
         parts = []
         for part in self.bank.parts(weights):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,23 @@ from redistill.text.models import Head
 
 CHUNK_BYTES = 64 * 2**20
 """Memory budget of one [chunk, V] float32 tensor; a chunk holds a handful of them."""
+
+
+class StatesAt(Protocol):
+    """What a teacher is at the steps at hand, however it is held; `valid_n` False where the row has no context."""
+
+    @property
+    def valid_n(self) -> Tensor:
+        """Which steps have a teacher, bool [n]."""
+        ...
+
+    def chunk(self, low: int, high: int) -> StatesAt:
+        """The steps from low to high."""
+        ...
+
+    def log_probs(self, temperature: Tensor | float) -> Tensor:
+        """log q [n, V] at a temperature."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +85,7 @@ def chunk_steps(vocabulary: int) -> int:
 
 def measure(
     hidden_nD: Tensor, head: Head, target_n: Tensor, temperature_n: Tensor,
-    teachers: Mapping[Teacher, TeacherStates], quantities: Sequence[Quantity],
+    teachers: Mapping[Teacher, StatesAt], quantities: Sequence[Quantity],
 ) -> dict[Quantity, Tensor]:  # fmt: skip
     """Values [n] of each quantity, differentiable in `hidden_nD` and the head's own parameters."""
     if not len(target_n):
@@ -87,7 +105,7 @@ def measure(
 
 
 def _chunk(
-    head: Head, target_n: Tensor, temperature_n: Tensor, states: Mapping[Teacher, TeacherStates],
+    head: Head, target_n: Tensor, temperature_n: Tensor, states: Mapping[Teacher, StatesAt],
     quantities: Sequence[Quantity], hidden_nD: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     logits = at_least_float32(head.logits(hidden_nD))

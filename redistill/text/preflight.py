@@ -16,6 +16,8 @@ from redistill.tasks.loading import load_task
 from redistill.tasks.worlds import WorldTask
 from redistill.text import weights
 from redistill.text.models import compare_tokenizers, context_of, load_tokenizer, read_config, render
+from redistill.text.pool import AnswerPool
+from redistill.text.served import Served
 from redistill.text.settings import Settings
 from redistill.text.turns import check_template
 from redistill.text.views import VIEWS, WORDINGS, Evidence
@@ -37,14 +39,28 @@ def preflight(config: Settings, teachers: Sequence[TeacherWeights]) -> Ready:
             theirs = weights.resolve(spec.path)
             read_config(spec.path, theirs)
             compare_tokenizers(tokenizer, load_tokenizer(spec.path, theirs)[0])
+        elif spec.name == "served":
+            Served(tokenizer, len(tokenizer), config.served_timeout, config.served_tries).connect(spec)
+        elif spec.name == "text":
+            warnings += _check_pool(AnswerPool(spec.path), task, config)
     if isinstance(task, WorldTask):
         warnings += check_template(config.model, tokenizer, config.history)
     warnings += _check_prompts(task, tokenizer, config, context)
-    numbers = sum(_numbers(file) for file in weights.weight_files(folder))
+    numbers = numbers_of(folder)
     copies = {str(spec) for spec in teachers if spec.name in ("frozen", "trust_region", "ema", "slowing_ema", "sync")}
     # float32: the weights, two moments of AdamW, and every copy; adapters are too small to matter
     checkpoint = 0 if config.lora_rank else 4 * numbers * (3 + len(copies))
     return Ready(task, checkpoint, 4 * numbers if config.save_model else 0, warnings)
+
+
+def _check_pool(pool: AnswerPool, task: Task, config: Settings) -> list[str]:
+    """Refuse a pool that answers none of the first training prompts; count those that it does not."""
+    count = min(LOOKED_AT, config.steps * config.prompts_per_step)
+    missing = sum(not pool.answers(task.train(index, config.seed)) for index in range(count))
+    if missing == count:
+        raise UserError(f"{pool.path} answers none of the first {count} training prompts of task {config.task!r}")
+    told = f"{pool.path} has no answer to {missing} of the first {count} training prompts; they will be left out"
+    return [told] if missing else []
 
 
 def _check_prompts(task: Task, tokenizer: object, config: Settings, context: int) -> list[str]:
@@ -87,8 +103,16 @@ def _check_prompts(task: Task, tokenizer: object, config: Settings, context: int
     return [f"{long} of the first {count} training prompts are {told} and will be left out"] if long else []
 
 
-def _numbers(file: Path) -> int:
-    """How many numbers a safetensors file holds, by its header."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-    return sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+def numbers_of(folder: Path) -> int:
+    """How many numbers the weights of a model folder are."""
+    return sum(math.prod(shape) for shape in shapes_of(folder).values())
+
+
+def shapes_of(folder: Path) -> dict[str, list[int]]:
+    """The shape of every weight of a model folder, by the headers of its safetensors files."""
+    found: dict[str, list[int]] = {}
+    for file in weights.weight_files(folder):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+        found |= {key: entry["shape"] for key, entry in header.items() if key != "__metadata__"}
+    return found

@@ -32,6 +32,9 @@ class Settings(RunConfig):
     max_prompt_tokens: int = option(1024, "a longer prompt (in any view) is left out and counted", low=1)
     sample_batch: int = option(64, "episodes sampled side by side", low=1)
 
+    served_timeout: float = option(60.0, "seconds a served teacher may take for one answer", above=0)
+    served_tries: int = option(6, "times a served teacher is asked before the run stops", low=1)
+
     lora_rank: int = option(0, "LoRA rank; 0 trains all weights", low=0)
     lora_alpha: float | None = option(None, "LoRA alpha; none means twice the rank", above=0)
     dtype: str = option(

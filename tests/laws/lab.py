@@ -22,6 +22,7 @@ from redistill.core.update import Tally, accumulate
 from redistill.tasks.sums import Sums
 from redistill.text.domain import TextDomain, Trajectory
 from redistill.text.models import LanguageModel, load_model
+from redistill.text.views import Evidence
 from teacher_cases import TEACHER_CASES
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -143,7 +144,30 @@ class Lab:
         """Groups of the method's own making where it writes them, hand-made ones else."""
         if self.slug == "sft" or (self.slug == "opd" and getattr(self.method, "on_policy", 1.0) == 0.0):
             return list(self.method.collect(self))
-        return self.groups()
+        if self.slug == "skill-sd":
+            for prompt in self.next_prompts():
+                self.method.bank.add(prompt.uid, str(prompt.solution), 1.0, 8)
+        return self.seconds(self.groups()) if self.slug == "rltf" else self.groups()
+
+    def seconds(self, groups: Sequence[Group]) -> list[Group]:
+        """A second turn after each wrong answer of two tokens or more (rltf), read afresh under attempt and feedback."""
+        made = []
+        for g, group in enumerate(groups):
+            episodes = list(group)
+            for i, first in enumerate(group):
+                if first.reward >= 1 or first.steps < 2:
+                    continue
+                right = i % 2 == g % 2
+                ids = [int(x) for x in 2 + rng.bits("second", g, i, range(3 + i)) % (len(TOKENIZER) - 2)]
+                text = str(first.prompt.solution) if right else f"{first.text}9"
+                second = self.episode(first.prompt, text, ids, [(0, len(ids))], 7, g, i)
+                context = self.domain.render(
+                    "with_attempt", first.prompt, Evidence(attempt=first.text, feedback=first.verdict.feedback)
+                )
+                trajectory = replace(second.trajectory, after=first)
+                episodes.append(replace(second, context=context, trajectory=trajectory, trained_under="with_attempt"))
+            made.append(Group(group.prompt, episodes))
+        return made
 
     # --- measuring ---------------------------------------------------------------------------------------------------
     def signal(self, groups: Sequence[Group]) -> Signal:
@@ -258,6 +282,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "srpo", {"route": "successes", "divergence": "reverse_kl", "support": "full", "ratio_cap": 1.1, "clip_high": 0.1},
     ),
     "srpo-mix": ("srpo", {"mix": 0.5, "clip_low": 0.9, "clip_high": 0.9}),
+    "rltf": ("rltf", {"mask_below": -1000}),
+    "rltf-fm": ("rltf", {"variant": "fm", "critic": "correctness", "normaliser": "constant(50)"}),
+    "rltf-ppo": ("rltf", {"ratio": "ppo", "baseline": "second", "sd_weight": 1.0}),
+    "skill-sd": ("skill-sd", {"skill_weight": 0.5}),
+    "skill-sd-frozen-k2": ("skill-sd", {"skill_weight": 1.0, "teacher": "frozen", "estimator": "k2", "ratio": "detached"}),
+    "skill-sd-opd": (
+        "skill-sd", {"skill_weight": 1.0, "grpo_weight": 0.0, "estimator": "policy_gradient", "ratio": "none", "teacher": "frozen"},
+    ),
+    "rltf-cispo-both": ("rltf", {"ratio": "cispo", "variant": "both", "temperature": 0.7}),
 }  # fmt: skip
 """A name for each point of the language methods that a law is checked at: (method, options)."""
 CASES |= TEACHER_CASES

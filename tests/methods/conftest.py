@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from redistill.core.update import Tally, accumulate
 from redistill.tasks.sums import Sums
 from redistill.text.domain import TextDomain, Trajectory
 from redistill.text.models import load_model
+from redistill.text.views import Evidence
 
 SMALL = {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 16, "lora_rank": 0}
 
@@ -47,14 +48,17 @@ class Bench:
     def log(self, name: str, value: float) -> None:
         self.logged[name] = float(value)
 
-    def episode(self, prompt: Prompt, text: str, finish: str = "stop") -> Episode:
+    def episode(
+        self, prompt: Prompt, text: str, finish: str = "stop", view: str = "plain", seen: Evidence = Evidence()
+    ) -> Episode:
         """A sampled-looking episode with a given text, judged, with the model's own log-probs as behaviour."""
         lm = self.domain.lm
         ids = (*lm.tokenizer.encode(text, add_special_tokens=False), lm.eos_ids[0])
-        context = self.domain.render("plain", prompt)
+        context = self.domain.render(view, prompt, seen)
         row = Episode(
             prompt=prompt, context=context, trajectory=Trajectory(ids, ((0, len(ids)),)), steps=len(ids), text=text,
             finish=finish, verdict=self.task.verify(prompt, text), sampling=self.domain.sampling,
+            sampled_under=view, trained_under=view,
         )  # fmt: skip
         logp = self.domain.score([row], [LogProb()])[LogProb()]
         return replace(row, behaviour_logp_T=logp)
@@ -69,6 +73,23 @@ class Bench:
                 prompt.solution if right else f"{head}={int(total) + 1 + i}{'0' * i}" for i, right in enumerate(pattern)
             ]
             made.append(Group(prompt, [self.episode(prompt, text) for text in texts]))
+        return made
+
+    def seconds(self, groups: Sequence[Group], right: Callable[[int], bool] = lambda n: n % 2 == 0) -> list[Group]:
+        """The groups with a second turn for every wrong answer (rltf), read afresh with attempt and feedback; the n-th of
+        all is right where `right(n)` says so."""
+        made, count = [], 0
+        for group in groups:
+            episodes = list(group)
+            for first in group:
+                if first.reward >= 1:
+                    continue
+                text = first.prompt.solution if right(count) else f"{first.text}1"
+                seen = Evidence(attempt=first.text, feedback=first.verdict.feedback)
+                second = self.episode(first.prompt, str(text), view="with_attempt", seen=seen)
+                episodes.append(replace(second, trajectory=replace(second.trajectory, after=first)))
+                count += 1
+            made.append(Group(group.prompt, episodes))
         return made
 
     def signal(self, groups: Sequence[Group]) -> Signal:

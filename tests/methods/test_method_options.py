@@ -8,6 +8,7 @@ from redistill.core.method import registered
 from redistill.core.options import options_of
 from redistill.core.task import Verdict
 from teacher_options import TEACHER_CHANGES, TEACHER_ELSEWHERE
+from turn_options import TURN_CHANGES, TURN_ELSEWHERE, prepared
 
 RIGHTS = [[True, False, False, False], [False, False, False, False], [True, True, True, True]]
 """Three groups: mixed, all failed, all right (the last two are dead)."""
@@ -59,10 +60,10 @@ CHANGES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
         "clip_high": ({}, {"clip_high": 9.0}), "wrong_context": (MIXED, {**MIXED, "wrong_context": "true"}),
     },
 }  # fmt: skip
-CHANGES |= TEACHER_CHANGES
+CHANGES |= TEACHER_CHANGES | TURN_CHANGES
 
 ELSEWHERE = {"sdpo": {"test_time", "question"}}
-ELSEWHERE |= TEACHER_ELSEWHERE
+ELSEWHERE |= TEACHER_ELSEWHERE | TURN_ELSEWHERE
 """Options that change what is collected, with tests of their own (test_sdpo.py)."""
 
 
@@ -82,6 +83,7 @@ def outcome(bench, slug: str, given: dict[str, object]) -> torch.Tensor:
     groups = b.method.collect(b) if collects else b.groups(rights)
     for g, i in malformed:
         object.__setattr__(groups[g].episodes[i], "verdict", Verdict(0.0, feedback="!n", format_ok=False))
+    groups = prepared(b, slug, groups)
     for i, episode in enumerate(e for group in groups for e in group):
         if episode.behaviour_logp_T is not None:
             logp_T = episode.behaviour_logp_T
