@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from redistill.build import settings
 from redistill.core import rng
+from redistill.core.arithmetic import fast_float32
 from redistill.core.task import Prompt
 from redistill.tasks.sokoban import MOVES, Level, Sokoban, solve
 from redistill.tasks.tools import NAMES, Tools, Workshop
@@ -181,23 +182,24 @@ def measure(lm: LanguageModel, count: int = 200) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the pocket-turns model from pocket on one core.")
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
+    fast_float32()
     lm = load_model("pocket")
     lm.causal.config.max_position_embeddings = lm.context = lm.tokenizer.model_max_length = 192
     train(lm, options.steps, options.batch, options.rate)
     minutes = (time.monotonic() - began) / 60
+    save_model(lm, options.out)
     card = {
         "from": "pocket", "seed": SEED, "steps": options.steps, "batch": options.batch, "peak_rate": options.rate,
         "minutes": round(minutes, 1), "right_moves_in_training": RIGHT, "sokoban_share": SOKOBAN,
         "held_out_prompts": 200, "accuracy": measure(lm),
     }  # fmt: skip
-    save_model(lm, options.out)
     (options.out / "pocket-turns.json").write_text(json.dumps(card, indent=2) + "\n")
     print(json.dumps(card, indent=2))
 
