@@ -7,8 +7,8 @@ from redistill.experiments.base import Experiment
 from redistill.experiments.crd import CRD_DIGITS
 from redistill.experiments.opsd import OPSD_POCKET, OPSD_SMOLLM2
 from redistill.experiments.ps_kd import PS_KD_DIGITS, PS_KD_MNIST
-from redistill.experiments.rpd import RPD_BUTTON
 from redistill.experiments.rltf import RLTF_POCKET
+from redistill.experiments.rpd import RPD_BUTTON
 from redistill.experiments.sdpo import SDPO_POCKET, SDPO_SMOLLM2
 from redistill.experiments.srpo import SRPO_POCKET
 
