@@ -57,7 +57,8 @@ def stages_of(method: Method, config: RunConfig) -> list[Stage]:
     stages = list(method.stages())
     steps = getattr(config, "warm_start_steps", 0)
     if steps:
-        warm = build_options(method_class("sft"), {"in_context_share": 0.5})
+        share = getattr(config, "warm_start_in_context", 0.5)
+        warm = build_options(method_class("sft"), {"in_context_share": share})
         stages.insert(0, Stage("warm-start", warm, steps, getattr(config, "warm_start_learning_rate", None)))
     return stages
 

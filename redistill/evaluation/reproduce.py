@@ -19,8 +19,9 @@ from redistill.evaluation.intervals import Interval, t_interval
 from redistill.experiments import experiment_of
 from redistill.experiments.base import Experiment
 
-START = "start"
-"""The name of the untrained model in a comparison."""
+START, WARM = "start", "warm start"
+"""The names of the untrained model, and of the model after its warm start, in a comparison."""
+LABELS = {START: "before", WARM: "after warm-start"}
 
 
 def reproduce(
@@ -169,12 +170,12 @@ def _tune(
 
 
 def _values(results: Mapping[str, list[dict[str, Any]]], arm: str, metric: str) -> list[float]:
-    """An arm's final numbers, one for each seed; "arm:measure" takes another number than the metric."""
+    """An arm's final numbers, one for each seed; "arm:measure" takes another number than the metric. The arms "start" and
+    "warm start" are the first arm's model before training and after its warm start."""
     arm, _, measure = arm.partition(":")
-    if arm == START:
-        first = next(iter(results.values()))
-        return [float(result["evaluations"]["before"][measure or metric]) for result in first]
-    return [float(result["evaluations"]["after"][measure or metric]) for result in results[arm]]
+    label = LABELS.get(arm, "after")
+    rows = results[arm] if arm in results else next(iter(results.values()))
+    return [float(result["evaluations"][label][measure or metric]) for result in rows]
 
 
 def _difference(results: Mapping[str, list[dict[str, Any]]], pair: tuple[str, str], metric: str) -> dict[str, Any]:

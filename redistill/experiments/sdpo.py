@@ -1,6 +1,7 @@
 """SDPO against GRPO at equal generations (specification: "Working here means", i to iii)."""
 
 from redistill.experiments.base import Arm, Experiment
+from redistill.experiments.opsd import GRPO_TOKEN, SMOLLM2
 
 SDPO_POCKET = Experiment(
     slug="sdpo",
@@ -32,21 +33,21 @@ SDPO_POCKET = Experiment(
 
 SDPO_SMOLLM2 = Experiment(
     slug="sdpo",
-    claim="the same direction on SmolLM2-135M-Instruct: SDPO above GRPO in held-out greedy accuracy at equal generations",
+    claim="after the same warm start SDPO (siblings' solutions) reaches a higher held-out greedy accuracy than GRPO on SmolLM2-135M-Instruct",
     metric="accuracy",
-    base={
-        "model": "smollm2-135m", "task": "chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1", "steps": 12,
-        "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 32, "eval_prompts": 100, "save_model": "false",
-        "warmup_steps": 0, "weight_decay": 0.0, "learning_rate": 2e-5, "save_every": 1000,
-    },
+    base=SMOLLM2,
     arms={
-        "grpo": Arm("grpo", {"normaliser": "token", "std": "none", "clip_high": 0.28}),
-        "sdpo": Arm("sdpo", {}),
-        "sdpo + grpo": Arm("sdpo", {"grpo_weight": 0.5}),
+        "grpo": Arm("grpo", GRPO_TOKEN),
+        "sdpo": Arm("sdpo", {"feedback": "never"}),
+        "sdpo + grpo": Arm("sdpo", {"feedback": "never", "grpo_weight": 0.5}),
     },
     compare=("sdpo", "grpo"),
-    controls={"hybrid against grpo": ("sdpo + grpo", "grpo")},
+    controls={
+        "hybrid against grpo": ("sdpo + grpo", "grpo"),
+        "sdpo against the warm start": ("sdpo", "warm start"),
+        "hybrid against the warm start": ("sdpo + grpo", "warm start"),
+    },
     grid={},
-    budget="12 steps of 64 rollouts for each arm (768 generations)",
-    quick={"steps": 1, "eval_prompts": 10},
+    budget="6 warm-start steps of 8 prompts, then 12 steps of 8 prompts with 4 rollouts each for each arm; one rate for all",
+    quick={"steps": 1, "warm_start_steps": 1, "eval_prompts": 10, "eval_samples": 0},
 )  # fmt: skip

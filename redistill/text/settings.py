@@ -18,6 +18,12 @@ class Settings(RunConfig):
         0, "supervised updates on plain and in-context prompts before the method starts", low=0
     )
     warm_start_learning_rate: float = option(1e-5, "learning rate of the warm start", above=0, high=1e6)
+    warm_start_in_context: float = option(
+        0.5,
+        "share of the warm start's prompts that show the solution (1 teaches to use it, and nothing else)",
+        low=0,
+        high=1,
+    )
 
     max_new_tokens: int = option(64, "longest response, in tokens (of one turn, where there are several)", low=1)
     max_turns: int = option(16, "most turns of an episode, for tasks that are played in turns", low=1)
