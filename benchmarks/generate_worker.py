@@ -15,6 +15,8 @@ from benchmarks.port import Port, peak, settings_of, start_peak
 def main() -> None:
     """Load the model in a dtype (weights and compute), then sample as the driver asks, all prompts in one batch."""
     port, settings = Port(), settings_of(sys.argv)
+    if settings.get("products"):
+        torch.set_float32_matmul_precision(settings["products"])
     model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"])).eval()
     model.generation_config.eos_token_id = None
     start_peak()

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import torch
+from redistill.text.weights import resolve, weight_files
 from safetensors.torch import load_file, save_file
 
 from benchmarks.port import ROOT
-from redistill.text.weights import resolve, weight_files
 
 NOISE = 0.1
 """Standard deviation of the teacher's noise on each matrix, as a share of that matrix's own."""

@@ -9,21 +9,29 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-
-from benchmarks.port import Port, peak, resident, settings_of, start_peak
-from benchmarks.workload import CLOSING, SOLUTION, Workload, fingerprint, questions, reward
 from redistill import build
 from redistill.core.loop import Run
 from redistill.core.runs import RunFolder
 from redistill.core.task import Prompt, Verdict, content_uid
-from redistill.text import views
+from redistill.text import domain, views
 from redistill.text.domain import TextDomain
 from redistill.text.models import load_model
 
+from benchmarks.port import Port, peak, resident, settings_of, start_peak
+from benchmarks.workload import CLOSING, SOLUTION, Workload, fingerprint, questions, reward
+
 WORDING = "benchmark"
+
+
+def add_wording() -> None:
+    """Make the workload's wording known to the language domain, so that both libraries' teachers read the same tokens."""
+    plain = views.ENGLISH
+    ours = views.Wording(SOLUTION, plain.feedback, plain.attempt, plain.hint, CLOSING)
+    domain.WORDINGS = MappingProxyType({**views.WORDINGS, WORDING: ours})  # type: ignore[attr-defined]
 
 
 class Sums:
@@ -72,10 +80,10 @@ def build_run(settings: dict[str, Any], work: Workload, task: Sums, folder: Path
     method, config = build.settings(slug, {key: str(value) for key, value in given.items()})
     lm = load_model(config.model, dtype=config.dtype)  # type: ignore[attr-defined]
     lm.eos_ids = ()  # nothing cuts a rollout short
-    domain = TextDomain(lm, task, config)  # type: ignore[arg-type]
-    domain.bank.need(method.teachers())
+    home = TextDomain(lm, task, config)  # type: ignore[arg-type]
+    home.bank.need(method.teachers())
     stages = build.stages_of(method, config)
-    return Run(method, config, task, domain, RunFolder(folder), stages, lambda event, facts: None)
+    return Run(method, config, task, home, RunFolder(folder), stages, lambda event, facts: None)
 
 
 class Timers:
@@ -119,7 +127,11 @@ def one_step(run: Run, task: Sums, timers: Timers) -> dict[str, Any]:
     total = time.perf_counter() - began
     object.__setattr__(run.stages[0].method, "collect", collect)
     rows = [episode for group in groups for episode in group]
-    phases = {"sample": timers.seconds["collect"] - task.seconds, "judge": task.seconds, "score": timers.seconds["score"]}
+    phases = {
+        "sample": timers.seconds["collect"] - task.seconds,
+        "judge": task.seconds,
+        "score": timers.seconds["score"],
+    }
     return {
         "seconds": {**phases, "update": total - sum(phases.values()), "total": total},
         "sampled": sum(row.steps for row in rows), "rollouts": len(rows),
@@ -129,13 +141,18 @@ def one_step(run: Run, task: Sums, timers: Timers) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def state_gb(run: Run) -> float:
+    """What any library must hold for this run in float32: weights, gradients, two moments of AdamW, and each teacher copy."""
+    numbers = sum(parameter.numel() for parameter in run.domain.players["student"].parameters.values())
+    copies = sum(weights.name != "live" for weights in run.method.teachers())
+    return 4 * numbers * (4 + copies) / 1e9
+
+
 def main() -> None:
     """Build the run, then do steps as the driver asks."""
     port, settings = Port(), settings_of(sys.argv)
     work = Workload(**settings["work"])
-    english = views.ENGLISH
-    views.WORDINGS = {**views.WORDINGS, WORDING: views.Wording(SOLUTION, english.feedback, english.attempt, english.hint, CLOSING)}  # type: ignore[assignment]
-    sys.modules["redistill.text.domain"].WORDINGS = views.WORDINGS  # type: ignore[attr-defined]
+    add_wording()
     task, timers = Sums(), Timers()
     with tempfile.TemporaryDirectory() as scratch:
         run = build_run(settings, work, task, Path(scratch) / "run")
@@ -144,7 +161,7 @@ def main() -> None:
         run._enter(run.stages[0])
         start_peak()
         versions = {name: version(name) for name in ("redistill", "torch", "transformers")}
-        port.say(versions=versions, resident_gb=resident(), threads=torch.get_num_threads())
+        port.say(versions=versions, state_gb=state_gb(run), resident_gb=resident(), threads=torch.get_num_threads())
         while True:
             port.hear()
             port.say(**one_step(run, task, timers))

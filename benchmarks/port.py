@@ -6,6 +6,7 @@ what disturbs the machine disturbs both. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -99,10 +100,8 @@ class Worker:
 def start_peak() -> None:
     """Forget the peak so far, so that `peak` is of what follows (loading a model is no part of a step). Linux only;
     elsewhere the peak is that of the process."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def peak() -> dict[str, float]:

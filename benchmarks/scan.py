@@ -19,6 +19,7 @@ RESULT = ROOT / "benchmarks" / "results" / "trl-settings.json"
 PLAIN = {"weights": "float32", "autocast": False, "rows": 32, "checkpointing": False}
 SETTINGS: dict[str, dict[str, Any]] = {
     "float32, 32 rows": {},
+    "float32 products by oneDNN, 32 rows": {"products": "medium"},
     "float32, 8 rows": {"rows": 8},
     "float32, 4 rows": {"rows": 4},
     "float32, 32 rows, checkpointing (TRL's default)": {"checkpointing": True},

@@ -125,6 +125,8 @@ def common(settings: dict[str, Any], work: Workload) -> dict[str, Any]:
 
 def build(settings: dict[str, Any], work: Workload, turns: Turns) -> Any:
     """The trainer of a method on the workload."""
+    if settings.get("products"):
+        torch.set_float32_matmul_precision(settings["products"])
     dtype = getattr(torch, settings["weights"])
     model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(settings["model"], padding_side="left")
@@ -174,7 +176,9 @@ def main() -> None:
         )  # fmt: skip
     start_peak()
     packages = ("trl", "torch", "transformers", "accelerate")
-    port.say(versions={name: version(name) for name in packages}, resident_gb=resident(), threads=torch.get_num_threads())
+    port.say(
+        versions={name: version(name) for name in packages}, resident_gb=resident(), threads=torch.get_num_threads()
+    )
     trainer.train()
 
 
