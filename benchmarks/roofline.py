@@ -31,7 +31,7 @@ def seconds(work: Callable[[], Any], at_least: float = 1.0, times: int = 5) -> f
     return statistics.median(taken)
 
 
-def weights_of(causal: Any, dtype: torch.dtype, fused: bool) -> list[Layer]:
+def weights_of(causal: Any, dtype: torch.dtype, head: torch.dtype, fused: bool) -> list[Layer]:
     """The matrices of every layer and the output layer, each in memory of its own, as a decoding step reads them."""
     layers: list[Layer] = []
     for block in causal.base_model.layers:
@@ -43,19 +43,26 @@ def weights_of(causal: Any, dtype: torch.dtype, fused: bool) -> list[Layer]:
             parts = {"qkv": torch.cat([q, k, v]), "gate_up": torch.cat([gate, up])}
         parts |= {"o": attention.o_proj.weight.detach(), "down": mlp.down_proj.weight.detach()}
         layers.append({name: weight.to(dtype).clone() for name, weight in parts.items()})
-    return [*layers, {"head": causal.get_output_embeddings().weight.detach().to(dtype).clone()}]
+    return [*layers, {"head": causal.get_output_embeddings().weight.detach().to(head).clone()}]
 
 
-def decode_products(layers: list[Layer], batch: int) -> Callable[[], None]:
-    """All matrix products of one decoding step of `batch` rows, and nothing else."""
-    dtype = layers[0]["o"].dtype
-    widths = {weight.shape[1] for layer in layers for weight in layer.values()}
-    inputs = {width: torch.randn(batch, width).to(dtype) for width in widths}
+def decode_products(layers: list[Layer], batch: int, packed: bool) -> Callable[[], None]:
+    """All matrix products of one decoding step of `batch` rows, and nothing else; `packed`: by oneDNN on weights that are
+    laid out for it beforehand."""
+    weights = [weight for layer in layers for weight in layer.values()]
+    kinds = {(weight.shape[1], weight.dtype) for weight in weights}
+    inputs = {kind: torch.randn(batch, kind[0]).to(kind[1]) for kind in kinds}
+    pairs = [(inputs[weight.shape[1], weight.dtype], weight) for weight in weights]
+    if packed:
+        laid_out = [(x, torch.ops.mkldnn._reorder_linear_weight(weight, batch)) for x, weight in pairs]
 
     def run() -> None:
-        for layer in layers:
-            for weight in layer.values():
-                F.linear(inputs[weight.shape[1]], weight)
+        if packed:
+            for x, weight in laid_out:
+                torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        else:
+            for x, weight in pairs:
+                F.linear(x, weight)
 
     return run
 
@@ -69,18 +76,22 @@ def bandwidth() -> float:
 
 @torch.no_grad()
 def measure(model: str, batch: int) -> dict[str, Any]:
-    """For each dtype: tokens per second of the products alone (the faster of separate and fused matrices) and their rate."""
+    """For each dtype: tokens per second of the products alone, by the fastest way of multiplying, and their rate. `mixed` is
+    what our sampler computes: bfloat16 layers, a float32 head."""
     fast_float32()
     causal = load_model(model).causal
     found: dict[str, Any] = {"bandwidth_gb_per_s": bandwidth(), "batch": batch}
-    for dtype in (torch.float32, torch.bfloat16):
+    half, full = torch.bfloat16, torch.float32
+    for name, dtype, head in (("float32", full, full), ("bfloat16", half, half), ("mixed", half, full)):
         taken = {}
         for fused in (False, True):
-            layers = weights_of(causal, dtype, fused)
-            taken["fused" if fused else "separate"] = seconds(decode_products(layers, batch), 2.0)
+            layers = weights_of(causal, dtype, head, fused)
+            for packed in (False, True):
+                way = f"{'fused' if fused else 'separate'}, {'packed' if packed else 'plain'}"
+                taken[way] = seconds(decode_products(layers, batch, packed), 1.0)
         operations = 2 * batch * sum(weight.numel() for layer in layers for weight in layer.values())
         best = min(taken.values())
-        found[str(dtype).removeprefix("torch.")] = {
+        found[name] = {
             "tokens_per_s": batch / best, "gflop_per_s": operations / best / 1e9, "seconds": taken,
         }  # fmt: skip
     return found

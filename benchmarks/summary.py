@@ -134,11 +134,12 @@ def _sampling(raw: Mapping[str, Any], spread: dict[str, Any]) -> dict[str, Any]:
         name: statistics.median(record["sampled"] / record["seconds"]["total"] for record in records)
         for name, records in sampled.items()
     }
-    found["roofline"] = found["roofline_fp32"] = None
-    for key, dtype in (("roofline", "bfloat16"), ("roofline_fp32", "float32")):
-        rates = [roof[dtype]["tokens_per_s"] for roof in raw.get("roofline", []) if dtype in roof]
-        if rates and f"ours_{dtype}" in sampled:
-            found[key] = found["tokens_per_s"][f"ours_{dtype}"] / statistics.median(rates)
+    for key, ours, products in (
+        ("roofline", "ours_bfloat16", "bfloat16"), ("roofline_fp32_head", "ours_bfloat16", "mixed"),
+        ("roofline_fp32", "ours_float32", "float32"),
+    ):  # fmt: skip
+        rates = [roof[products]["tokens_per_s"] for roof in raw.get("roofline", []) if products in roof]
+        found[key] = found["tokens_per_s"][ours] / statistics.median(rates) if rates and ours in sampled else None
     return found
 
 

@@ -71,9 +71,9 @@ def sampling_table(summary: Mapping[str, Any], raw: Mapping[str, Any]) -> list[s
     """Tokens per second of each sampler and of the products alone."""
     rates = summary["sampling"]["tokens_per_s"]
     body = [[name.replace("_", " "), f"{rate:.0f}"] for name, rate in rates.items()]
-    for dtype in ("float32", "bfloat16"):
-        found = [roof[dtype]["tokens_per_s"] for roof in raw.get("roofline", [])]
-        gflops = [roof[dtype]["gflop_per_s"] for roof in raw.get("roofline", [])]
+    for dtype in ("float32", "bfloat16", "mixed"):
+        found = [roof[dtype]["tokens_per_s"] for roof in raw.get("roofline", []) if dtype in roof]
+        gflops = [roof[dtype]["gflop_per_s"] for roof in raw.get("roofline", []) if dtype in roof]
         if found:
             body.append(
                 [
