@@ -119,8 +119,20 @@ def common(settings: dict[str, Any], work: Workload) -> dict[str, Any]:
         "lr_scheduler_type": "constant", "max_steps": STEPS, "logging_steps": 1, "report_to": "none",
         "save_strategy": "no", "disable_tqdm": True, "seed": 0, "shuffle_dataset": False,
         "max_completion_length": work.new_tokens, "temperature": 1.0, "top_p": 1.0, "top_k": 0,
-        "generation_kwargs": {"eos_token_id": None, **settings.get("generation", {})},
+        **generation(settings),
     }  # fmt: skip
+
+
+def generation(settings: dict[str, Any]) -> dict[str, Any]:
+    """How TRL samples: by transformers (`generation`: more of its settings), or by vLLM in the same process (`vllm`: share of
+    the memory). Either way the end of sequence stops nothing."""
+    if "vllm" in settings:
+        own = {"ignore_eos": True, "detokenize": False}
+        return {
+            "use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": settings["vllm"],
+            "vllm_max_model_length": 1024, "generation_kwargs": own,
+        }  # fmt: skip
+    return {"generation_kwargs": {"eos_token_id": None, **settings.get("generation", {})}}
 
 
 def build(settings: dict[str, Any], work: Workload, turns: Turns) -> Any:
