@@ -86,13 +86,20 @@ def measure_pair(bench: Bench, pair: plan.Pair) -> None:
         ours = bench.start("ours", "our_worker", {**common, **pair.ours}, pair.name)
         first = ours.ask("step")
         given = first.pop("rows")
-        peer = bench.start("trl", "trl_worker", {**common, **pair.peer}, pair.name)
+        settings = plan.fastest(bench.raw["pairs"]) if pair.peer is None else pair.peer
+        peer = bench.start(pair.environment, "trl_worker", {**common, **settings}, pair.name)
         theirs = peer.ask("step", given=given)
         first["state_gb"] = ours.ready["state_gb"]
         assert_equal_work(pair.name, first, theirs)
         if pair.agree is not None:
             assert_losses_agree(pair.name, first, theirs, pair.agree)
-        found: dict[str, Any] = {"ours": [], "peer": [], "ours_first": first, "peer_first": theirs}
+        found: dict[str, Any] = {
+            "ours": [],
+            "peer": [],
+            "ours_first": first,
+            "peer_first": theirs,
+            "peer_settings": settings,
+        }
         if pair.once:
             found |= {"ours": [first], "peer": [theirs]}
         bench.raw["pairs"][pair.name] = found
@@ -114,7 +121,7 @@ def measure_pair(bench: Bench, pair: plan.Pair) -> None:
 
 def measure_sampling(bench: Bench, rounds: int, quick: bool) -> None:
     """All samplers in turns at the same prompts, the machine's rates among them; the first round does not count."""
-    name, batch, new_tokens = ("pocket", 8, 8) if quick else ("smollm2-135m", 64, 64)
+    name, batch, new_tokens = ("pocket", 8, 8) if quick else ("smollm2-135m", 64, 48)
     model, workers = str(student(name)), {}
     try:
         for sampler in plan.samplers(quick):
@@ -129,9 +136,10 @@ def measure_sampling(bench: Bench, rounds: int, quick: bool) -> None:
         taken: dict[str, list[Any]] = {name: [] for name in workers}
         bench.raw["sampling"], bench.raw["roofline"] = taken, []
         for number in range(rounds + 1):
+            length = new_tokens if number else 8
             for key, worker in workers.items():
-                record = worker.ask("sample", prompts=prompts, new_tokens=new_tokens)
-                assert_equal_work(f"sampling {key}", {"sampled": batch * new_tokens}, record)
+                record = worker.ask("sample", prompts=prompts, new_tokens=length)
+                assert_equal_work(f"sampling {key}", {"sampled": batch * length}, record)
                 if number:
                     taken[key].append(record)
                     bench.tell(f"sampling {key}: {record['sampled'] / record['seconds']['total']:.0f} tokens/s")
@@ -255,7 +263,7 @@ def attempt(bench: Bench, name: str, part: Callable[[], None]) -> None:
     began = time.monotonic()
     try:
         part()
-    except (WorkerError, OSError, AssertionError) as error:
+    except (WorkerError, OSError, AssertionError, ValueError) as error:
         bench.raw["failed"][name] = str(error)
         bench.tell(f"{name} FAILED: {error}")
     bench.raw["seconds"][name] = round(time.monotonic() - began, 1)

@@ -98,21 +98,21 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _against_trl(method: str, names: Sequence[str], pairs: Mapping[str, Any], spread: dict[str, Any]) -> dict[str, Any]:
+    """Speeds and memory of one method. TRL's best is the least favourable of all candidates that were measured."""
+
+    def of(suffix: str) -> list[str]:
+        return [pair for pair in pairs if pair.split(".")[0] in names and pair.split(".")[1].startswith(suffix)]
+
     found: dict[str, Any] = {}
     for key, suffix in (
         ("speed_equal_dtype", "float32"), ("speed_equal_products", "products"), ("speed_best", "best"),
         ("speed_frugal", "frugal"),
     ):  # fmt: skip
-        speeds = {f"{name}.{suffix}": speed(pairs[f"{name}.{suffix}"]) for name in names if f"{name}.{suffix}" in pairs}
-        for name, value in speeds.items():
-            spread[f"{name}.speed"] = value
+        speeds = {name: speed(pairs[name]) for name in of(suffix) if pairs[name]["ours"]}
+        spread |= {f"{name}.speed": value for name, value in speeds.items()}
         found[key] = min((value["median"] for value in speeds.values()), default=None)
     for key, suffix in (("memory", "float32"), ("memory_frugal", "frugal")):
-        shares = [
-            pair_peak(pairs[f"{name}.{suffix}"], "ours") / pair_peak(pairs[f"{name}.{suffix}"], "peer")
-            for name in names
-            if f"{name}.{suffix}" in pairs
-        ]
+        shares = [pair_peak(pairs[name], "ours") / pair_peak(pairs[name], "peer") for name in of(suffix)]
         found[key] = max(shares, default=None)
     return found
 

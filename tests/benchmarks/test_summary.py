@@ -39,7 +39,8 @@ def raw(**more: Any) -> dict[str, Any]:
     tokens = [record(1.0, sampled=100)]
     return {
         "pairs": {
-            "grpo.float32": pair([10.0, 11.0, 20.0], [40.0, 33.0, 50.0]), "grpo.best": pair([5.0], [20.0]),
+            "grpo.float32": pair([10.0, 11.0, 20.0], [40.0, 33.0, 50.0]), "grpo.best-half": pair([5.0], [20.0]),
+            "grpo.best-autocast": pair([5.0], [15.0]),
             "opd-reverse_kl.float32": pair([10.0], [50.0]), "opd-jsd.float32": pair([10.0], [20.0], ours_peak=6.0),
             "sdpo.wide": pair([1.0], [1.0], ours_peak=3.0, peer_peak=9.0),
         },
@@ -86,6 +87,7 @@ def test_a_ratio_is_the_median_of_rounds_not_of_medians() -> None:
 
 
 def test_the_least_favourable_of_two_pairs_counts() -> None:
+    assert bench.summarise(raw())["vs_trl"]["grpo"]["speed_best"] == 3.0
     opd = bench.summarise(raw())["vs_trl"]["opd"]
     assert opd["speed_equal_dtype"] == 2.0
     assert opd["memory"] == 0.75

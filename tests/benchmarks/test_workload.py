@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks.port import Worker, WorkerError
@@ -33,7 +34,17 @@ def test_a_fingerprint_tells_tokens_apart() -> None:
 
 def test_trl_gets_whole_batches() -> None:
     for pair in plan.pairs(False, 3) + plan.pairs(True, 1):
-        assert pair.work.rollouts % pair.peer["rows"] == 0
+        assert pair.peer is None or pair.work.rollouts % pair.peer["rows"] == 0
+
+
+def test_the_fastest_candidate_is_taken_for_the_other_methods() -> None:
+    def took(*totals: float) -> dict[str, Any]:
+        return {"peer": [{"seconds": {"total": total}} for total in totals]}
+
+    measured = {"grpo.best-half": took(30.0, 20.0), "grpo.best-autocast": took(25.0), "grpo.float32": took(1.0)}
+    assert plan.fastest(measured) == plan.TRL_CANDIDATES["half"]
+    with pytest.raises(ValueError, match="measure grpo"):
+        plan.fastest({})
 
 
 def test_the_default_work_is_that_of_the_goals() -> None:
