@@ -86,6 +86,8 @@ def measure_pair(bench: Bench, pair: plan.Pair) -> None:
         ours = bench.start("ours", "our_worker", {**common, **pair.ours}, pair.name)
         first = ours.ask("step")
         given = first.pop("rows")
+        if pair.once:
+            ours.stop()  # two such models side by side would not fit
         settings = plan.fastest(bench.raw["pairs"]) if pair.peer is None else pair.peer
         peer = bench.start(pair.environment, "trl_worker", {**common, **settings}, pair.name)
         theirs = peer.ask("step", given=given)
