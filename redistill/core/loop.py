@@ -191,10 +191,7 @@ class Run:
         made = stage.method.signal(groups, self)
         signals: Sequence[Signal] = [made] if isinstance(made, Signal) else list(made)
         clock.lap("signal")
-        if self.cursor.step == 0 or (self.folder.path / "views.txt").exists() is False:
-            views = self.domain.describe(groups, signals)
-            self.folder.write("views.txt", views)
-            self.report("views", {"text": views})
+        self._show_views(stage, groups, signals)
         for number, signal in enumerate(signals):
             measured = update(signal, self.domain, self.config.minibatches, self._orders(number, len(signal.rows)))
             prefix = "" if signal.player == "student" else f"{signal.player}/"
@@ -204,8 +201,16 @@ class Run:
         stage.method.after_update(groups, self)
         self.domain.bank.after_step(self.cursor.step - self.cursor.stage_began)
         clock.lap("evolve")
-        self._record(stage, groups, clock)
+        self._record(stage, groups, clock, bool(signals))
         return stage.method.done(groups, self)
+
+    def _show_views(self, stage: Stage, groups: Sequence[Group], signals: Sequence[Signal]) -> None:
+        """Keep what is read at a stage's first training step: the last stage's is views.txt."""
+        path = self.folder.path / ("views.txt" if stage is self.stages[-1] else f"views-{stage.name}.txt")
+        if signals and (self.cursor.step == self.cursor.stage_began or not path.exists()):
+            views = self.domain.describe(groups, signals)
+            self.folder.write(path.name, views)
+            self.report("views", {"text": views})
 
     def _orders(self, number: int, rows: int) -> list[Sequence[int]]:
         """The order of a signal's rows in each epoch: as they are for one epoch, else keyed shuffles."""
@@ -214,7 +219,7 @@ class Run:
         key = ("shuffle", self.config.seed, self.cursor.step, number)
         return [rng.permutation(rows, *key, epoch).tolist() for epoch in range(self.config.epochs)]
 
-    def _record(self, stage: Stage, groups: Sequence[Group], clock: Clock) -> None:
+    def _record(self, stage: Stage, groups: Sequence[Group], clock: Clock, trains: bool) -> None:
         self.metrics |= describe_groups(groups)
         self._count_omitted()
         record = {"step": self.cursor.step, "stage": stage.name, **self.metrics}
@@ -228,7 +233,7 @@ class Run:
                     "feedback": verdict.feedback if verdict else None,
                 })  # fmt: skip
         self.report("step", {**record, **clock.seconds, "of": self._total()})
-        self._watch_signal()
+        self._watch_signal(trains)
         for name, player in self.domain.players.items():
             if self.metrics.get("skipped" if name == "student" else f"{name}/skipped"):
                 self.report(
@@ -243,10 +248,10 @@ class Run:
                     f"{kept} (try a smaller learning_rate)"
                 )
 
-    def _watch_signal(self) -> None:
+    def _watch_signal(self, trains: bool) -> None:
         """Warn when the gradient has been exactly zero for a while: a run that learns nothing looks like one that has
-        learnt everything."""
-        idle = not self.metrics.get("skipped") and self.metrics.get("grad_norm", 0.0) == 0.0
+        learnt everything. A step that asks for no update (a stage that only gathers) is neither."""
+        idle = trains and not self.metrics.get("skipped") and self.metrics.get("grad_norm", 0.0) == 0.0
         self.idle = self.idle + 1 if idle else 0
         if self.idle == IDLE_STEPS:
             dead = self.metrics.get("dead_groups")

@@ -221,6 +221,45 @@ class Signal:
         return replace(self, terms=[term.prepared() for term in self.terms])
 
 
+def joined(parts: Sequence[Signal]) -> Signal:
+    """Several signals of one player as one: all rows, and each term over its own part's rows alone (masked elsewhere), so
+    that they share an update and the normalisers stay their own. Limits are not joined."""
+    rows = [row for part in parts for row in part.rows]
+    terms: list[Term] = []
+    before = 0
+    for part in parts:
+        after = len(rows) - before - len(part.rows)
+        terms += [_among(term, part, rows[:before], rows[len(rows) - after :]) for term in part.terms]
+        before += len(part.rows)
+    return Signal(rows, terms, player=parts[0].player if parts else "student")
+
+
+def _among(term: Term, own: Signal, before: Sequence[Episode], after: Sequence[Episode]) -> Term:
+    """A term of `own` among rows before and after it, which it masks."""
+    ahead, behind = sum(row.steps for row in before), sum(row.steps for row in after)
+
+    def wide(value_N: Tensor) -> Tensor:
+        return torch.cat([value_N.new_zeros(ahead), value_N, value_N.new_zeros(behind)])
+
+    def more(teacher: Teacher) -> Teacher:
+        contexts = (*[None] * len(before), *teacher.contexts, *[None] * len(after))
+        return Teacher(teacher.weights, contexts, teacher.origin or teacher)
+
+    mask_N = torch.ones(sum(own.lengths), dtype=torch.bool) if term.mask_N is None else term.mask_N
+    changed: dict[str, Any] = {"mask_N": wide(mask_N)}
+    for item in fields(term):
+        value = getattr(term, item.name)
+        if isinstance(value, Tensor) and item.name.endswith("_N") and item.name != "mask_N":
+            changed[item.name] = wide(value)
+        elif isinstance(value, Teacher):
+            changed[item.name] = more(value)
+        elif isinstance(value, tuple) and any(isinstance(entry, Quantity) for entry in value):
+            changed[item.name] = tuple(
+                replace(q, teacher=more(q.teacher)) if hasattr(q, "teacher") else q for q in value
+            )
+    return replace(term, **changed)
+
+
 def per_step(values: Sequence[float] | Tensor, lengths: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Spread one value per row over the row's steps: [R] -> [N]."""
     return torch.as_tensor(values).to(dtype).repeat_interleave(torch.as_tensor(lengths, dtype=torch.int64))

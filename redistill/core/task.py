@@ -42,6 +42,10 @@ class Verdict:
     feedback: str | None = None
     """What was wrong, in words; None when there is nothing to say (never an empty string)."""
     format_ok: bool = True
+    answer: str | None = field(default=None, compare=False)
+    """The final answer that was read out of the reply; None when none could be."""
+    confidence: float | None = field(default=None, compare=False)
+    """The confidence between 0 and 1 that the reply states, for tasks that ask for one; None when it states none."""
 
     def __post_init__(self) -> None:
         if self.feedback is not None and not self.feedback.strip():

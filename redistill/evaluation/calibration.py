@@ -23,6 +23,32 @@ def calibration_error(confidence_N: Array, right_N: Array, bins: int = 15) -> fl
     return float(np.abs(gap_B).sum() / len(bin_N))
 
 
+def brier(confidence_N: Array, right_N: Array) -> float:
+    """Mean squared difference of confidence and correctness; in [0, 1], lowest at confidence = probability of being right."""
+    return float(np.square(np.asarray(confidence_N, dtype=np.float64) - np.asarray(right_N, dtype=np.float64)).mean())
+
+
+def sure_when_right(confidence_N: Array, right_N: Array) -> float:
+    """The share of pairs of a right and a wrong prediction in which the right one is stated with more confidence (CaOPD's
+    SPR, arXiv 2604.16830); a tie counts 0, and 0 where all are right or all wrong. In [0, 1]."""
+    right = np.asarray(right_N, dtype=bool)
+    confidence = np.asarray(confidence_N, dtype=np.float64)
+    good_N, bad_N = confidence[right], confidence[~right]
+    if not len(good_N) or not len(bad_N):
+        return 0.0
+    return float((good_N[:, None] > bad_N[None, :]).mean())
+
+
+def stated_confidence(confidence_N: Array, right_N: Array) -> dict[str, float]:
+    """What an evaluation says of stated confidences: their mean (`stated`), `overconfidence` (mean confidence minus
+    accuracy), `ece` (10 bins), `calibration` (1 - ece), `brier` and `sure_when_right`."""
+    ece = calibration_error(confidence_N, right_N, bins=10)
+    return {
+        "stated": float(np.mean(confidence_N)), "overconfidence": float(np.mean(confidence_N) - np.mean(right_N)), "ece": ece,
+        "calibration": 1.0 - ece, "brier": brier(confidence_N, right_N), "sure_when_right": sure_when_right(confidence_N, right_N),
+    }  # fmt: skip
+
+
 def aurc(confidence_N: Array, right_N: Array) -> float:
     """Area under the risk-coverage curve (Geifman et al., arXiv 1805.08206): the mean over k of the error rate among
     the k most confident predictions; ties stay in the given order. In [0, 1]; tables often show 1,000 times this."""

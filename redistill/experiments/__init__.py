@@ -11,6 +11,7 @@ from redistill.experiments.rltf import RLTF_POCKET
 from redistill.experiments.rpd import RPD_BUTTON
 from redistill.experiments.sdpo import SDPO_POCKET, SDPO_SMOLLM2
 from redistill.experiments.srpo import SRPO_POCKET
+from redistill.experiments.ssb import SSB_POCKET, SSB_SMOLLM2
 
 ALL: dict[tuple[str, str], Experiment] = {
     (experiment.slug, str(experiment.base["model"])): experiment
@@ -25,6 +26,8 @@ ALL: dict[tuple[str, str], Experiment] = {
         RPD_BUTTON,
         SRPO_POCKET,
         RLTF_POCKET,
+        SSB_POCKET,
+        SSB_SMOLLM2,
     )
 }
 

@@ -156,10 +156,11 @@ class GymTask:
         try:
             reward = call("score", ANSWER_SECONDS, **item, answer=text)
         except WorkerTimeout:
-            return Verdict(0.0, feedback=f"The answer could not be checked within {ANSWER_SECONDS:g} seconds.")
+            late = f"The answer could not be checked within {ANSWER_SECONDS:g} seconds."
+            return Verdict(0.0, feedback=late, answer=final.text)
         if reward >= 1.0:
-            return Verdict(1.0)
-        return Verdict(reward, feedback=self._feedback(prompt, final.text, reward))
+            return Verdict(1.0, answer=final.text)
+        return Verdict(reward, feedback=self._feedback(prompt, final.text, reward), answer=final.text)
 
     def _feedback(self, prompt: Prompt, given: str, reward: float) -> str:
         if prompt.answer is not None and prompt.data["generator"] not in MANY_ANSWERS:

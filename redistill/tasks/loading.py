@@ -1,4 +1,5 @@
-"""Tasks from text: `chain_sum`, `chain_sum:min_terms=2,max_terms=4`, `sums:terms=4`, `data.jsonl:verifier=math`.
+"""Tasks from text: `chain_sum`, `chain_sum:min_terms=2,max_terms=4`, `sums:terms=4`, `data.jsonl:verifier=math`,
+`confident+sums`.
 
 Values are read by the option's type; a list is `[a|b]`; a value with commas is put in double quotes.
 """
@@ -32,6 +33,10 @@ def _own() -> dict[str, type[Any]]:
     return {kind.name: kind for kind in (Sums, Sokoban, Tools)}
 
 
+CONFIDENT = "confident+"
+"""Before a task's name: its answers end in a stated confidence (tasks/confidence.py)."""
+
+
 def task_names() -> list[str]:
     """Names that `load_task` knows beside paths of files: our own (`sums`, ...) and every reasoning-gym generator."""
     from redistill.tasks.gym import gym_names
@@ -59,6 +64,10 @@ def task_options(name: str) -> list[Option]:
 def load_task(spec: str) -> Task:
     """The task that `spec` names (see the module's text). Raises UserError for anything unknown, malformed or out of
     range."""
+    if spec.startswith(CONFIDENT):
+        from redistill.tasks.confidence import Confident
+
+        return Confident(load_task(spec.removeprefix(CONFIDENT)))
     match = _FILE.match(spec)
     name, text = (match.group(1), match.group(2)) if match else (spec.partition(":")[0], spec.partition(":")[2])
     if not name.strip():

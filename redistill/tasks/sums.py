@@ -70,9 +70,17 @@ class Sums:
             )
 
     def prompt(self, terms: Sequence[int]) -> Prompt:
-        """The prompt of the given numbers, whichever split it belongs to."""
+        """The prompt of the given numbers, whichever split it belongs to; its hint is the solution's first step."""
         content = [{"role": "user", "content": "+".join(map(str, terms)) + "="}]
-        return Prompt(content_uid(content), content, answer=str(sum(terms)), solution=worked(terms))
+        solution = worked(terms)
+        hint, more, _ = solution.partition("=")
+        return Prompt(
+            content_uid(content),
+            content,
+            answer=str(sum(terms)),
+            solution=solution,
+            data={"hint": hint} if more else {},
+        )
 
     def _numbers(self, *key: int | str | NDArray[np.int64]) -> NDArray[np.int64]:
         """Numbers of the task's width, drawn uniformly; shape [n, terms] when the key ends in an [n, 1] array."""
@@ -119,7 +127,6 @@ class Sums:
         if _NUMBER.fullmatch(attempt) is None:
             return Verdict(0.0, feedback="!n", format_ok=False)
         if attempt == truth:
-            return Verdict(1.0)
-        return Verdict(
-            _share_right(attempt, truth) if self.partial else 0.0, feedback="=" + digit_pattern(attempt, truth)
-        )
+            return Verdict(1.0, answer=attempt)
+        reward = _share_right(attempt, truth) if self.partial else 0.0
+        return Verdict(reward, feedback="=" + digit_pattern(attempt, truth), answer=attempt)

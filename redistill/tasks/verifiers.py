@@ -40,6 +40,11 @@ def _malformed(final: Final) -> Verdict:
     return Verdict(0.0, feedback=final.problem, format_ok=False)
 
 
+def _judged(right: bool, told: Callable[[str, str], str], given: str, truth: str) -> Verdict:
+    """The verdict on an answer that was read; what is wrong with it, where it is wrong."""
+    return Verdict(1.0 if right else 0.0, feedback=None if right else told(given, truth), answer=given)
+
+
 def exact(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
     """1 when the final answer is the right one, letter for letter but for white space at its ends."""
     right = _right(prompt)
@@ -47,7 +52,7 @@ def exact(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
     if final.text is None:
         return _malformed(final)
     same = final.text.strip() == right.strip()
-    return Verdict(1.0) if same else Verdict(0.0, feedback=hints.wrong_text(final.text, right))
+    return _judged(same, hints.wrong_text, final.text, right)
 
 
 def number(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
@@ -63,7 +68,7 @@ def number(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
     if final.text is None:
         return _malformed(final)
     same = number_value(final.text) == value
-    return Verdict(1.0) if same else Verdict(0.0, feedback=hints.wrong(final.text, right))
+    return _judged(same, hints.wrong, final.text, right)
 
 
 def _fraction(reply: str, answer_format: str, right: str) -> Final:
@@ -83,7 +88,8 @@ def contains(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdic
         return _malformed(final)
     where = reply if answer_format == "plain" else final.text
     found = re.search(rf"(?<!\w){re.escape(right)}(?!\w)", _words(where)) is not None
-    return Verdict(1.0) if found else Verdict(0.0, feedback="The right answer does not occur in the reply.")
+    told = None if found else "The right answer does not occur in the reply."
+    return Verdict(float(found), feedback=told, answer=final.text)
 
 
 def _words(text: str) -> str:
@@ -102,20 +108,21 @@ def math(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
         size = f"The final answer has {len(final.text)} characters; at most {MAX_FORMULA} are compared."
         return Verdict(0.0, feedback=size, format_ok=False)
     if final.text.strip() == right.strip():
-        return Verdict(1.0)
+        return Verdict(1.0, answer=final.text)
     try:
         seen = call("formulas", ANSWER_SECONDS, right=right, answer=final.text, boxed=boxed)
     except WorkerTimeout:
-        return Verdict(0.0, feedback=f"The answer could not be compared within {ANSWER_SECONDS:g} seconds.")
+        late = f"The answer could not be compared within {ANSWER_SECONDS:g} seconds."
+        return Verdict(0.0, feedback=late, answer=final.text)
     except WorkerError:
         seen = {"reference": True, "read": False, "equal": False}
     if seen["equal"]:
-        return Verdict(1.0)
+        return Verdict(1.0, answer=final.text)
     if seen["reference"] and not seen["read"]:
         return Verdict(0.0, feedback="The final answer could not be read as a formula.", format_ok=False)
     if number_value(final.text) is None or number_value(right) is None:
-        return Verdict(0.0, feedback=f"The answer {hints.shorten(final.text)} is wrong.")
-    return Verdict(0.0, feedback=hints.wrong_number(final.text, right))
+        return _judged(False, lambda given, _: f"The answer {hints.shorten(given)} is wrong.", final.text, right)
+    return _judged(False, hints.wrong_number, final.text, right)
 
 
 def _formula(reply: str, answer_format: str) -> tuple[Final, bool]:
@@ -180,7 +187,7 @@ def _users(name: str, module: ModuleType, function: str) -> Verifier:
             told = f"{type(error).__name__}: {hints.shorten(str(error))}"
             raise UserError(f"verifier={name!r} failed on prompt {prompt.uid}: {told}") from error
         if isinstance(verdict, (int, float)) and floats.isfinite(verdict):
-            return Verdict(float(verdict))
+            return Verdict(float(verdict), answer=reply or None)  # it reads no answer out: the reply is the answer
         if not isinstance(verdict, Verdict):
             raise UserError(f"verifier={name!r} must return a Verdict or a finite number, got {verdict!r}")
         return verdict

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from redistill.core.task import Prompt, Task, checked_verdict
 from redistill.errors import UserError
+from redistill.evaluation.calibration import stated_confidence
 from redistill.evaluation.intervals import pass_at_k, wilson
+from redistill.tasks.confidence import Confident
 from redistill.tasks.worlds import WorldTask
 from redistill.text.models import LanguageModel
 from redistill.text.sampling import Sampled, Sampling, sample
@@ -38,6 +42,7 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
     }  # fmt: skip
     if isinstance(task, WorldTask):
         result |= _turns(answers)
+    result |= _confidence(task, prompts, answers)
     if config.eval_samples:
         result |= _sampled(lm, task, config, prompts)
     if config.utility and all(prompt.solution for prompt in prompts):
@@ -48,6 +53,19 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
             result[f"accuracy_{name}"] = sum(right) / len(right)
         result["utility"] = result["accuracy_in_context"] - result["accuracy"]
     return result
+
+
+def _confidence(task: Task, prompts: Sequence[Prompt], answers: Sequence[Sequence[Any]]) -> dict[str, float]:
+    """How well the stated confidences fit, for a task that asks for one; an answer that states none is left out and counted."""
+    if not isinstance(task, Confident):
+        return {}
+    verdicts = [task.verify(prompt, group[0].text) for prompt, group in zip(prompts, answers)]
+    stated = [(v.confidence, v.reward >= task.reward_range[1]) for v in verdicts if v.confidence is not None]
+    found = {"states_none": 1.0 - len(stated) / len(verdicts)}
+    if stated:
+        confidence, right = (np.asarray(column) for column in zip(*stated))
+        found |= stated_confidence(confidence, right)
+    return found
 
 
 def _turns(answers: Sequence[Sequence[Any]]) -> dict[str, float]:

@@ -44,6 +44,12 @@ class Wording:
     critique: str
     """Asks for a critique of an attempt (rltf's feedback modelling)."""
     closing: str
+    contrast: str
+    """Shows a right and a wrong answer and asks for a robust solution (ssb); `{right}` and `{wrong}`."""
+    rephrase: str
+    """What the policy itself is made to say after a right answer, before it says it again (sd-zero)."""
+    redo: str
+    """The same after a wrong answer, before it starts again."""
 
 
 ENGLISH = Wording(
@@ -54,9 +60,17 @@ ENGLISH = Wording(
     skill="\n\nWhat was learnt from earlier attempts at this task:\n{}",
     critique="\n\nAn attempt at this question:\n{}\n\nWrite a short critique: what is wrong with it, without giving the answer.",
     closing="\n\nNow answer the question.",
+    contrast=(
+        "\n\nTwo students answered this question, one rightly and one wrongly.\n\nThe right answer:\n{right}\n\nThe wrong "
+        "answer:\n{wrong}\n\nWrite a complete solution that stands on its own, reaches the right result in the form asked for, "
+        "and warns of the mistakes that are easy to make on the way. Do not mention that you were shown any answers."
+    ),
+    rephrase="\n\nThe solution above is correct. Let me say it again, more clearly.\n\n",
+    redo="\n\nWait, the answer above is not correct. Let me start again.\n\n",
 )
 TERSE = Wording(
-    solution="S{}", feedback="F{}", attempt="A{}", hint="H{}", skill="K{}", critique="A{}C", closing=""
+    solution="S{}", feedback="F{}", attempt="A{}", hint="H{}", skill="K{}", critique="A{}C", closing="",
+    contrast="A{wrong}S{right}", rephrase=";", redo="!",
 )  # fmt: skip
 """For character-level models, where a sentence costs a hundred steps."""
 
@@ -114,6 +128,24 @@ def critique(messages: Messages, evidence: Evidence, wording: Wording) -> list[M
     return _with_sections(messages, replace(wording, closing=""), sections)
 
 
+def contrast(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
+    """The question, a right answer and a typical wrong one, and the request for a robust solution (SSB, arXiv 2512.05105).
+    None without both: `solution` is the right one, `attempt` the wrong one."""
+    if evidence.solution is None or evidence.attempt is None:
+        return None
+    turns = [dict(message) for message in messages]
+    last_user = max(i for i, message in enumerate(turns) if message["role"] == "user")
+    turns[last_user]["content"] += wording.contrast.format(right=evidence.solution, wrong=evidence.attempt)
+    return turns
+
+
+def demonstrated(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
+    """The question, a demonstration (`solution`), and a hint where there is any (CaOPD's note). None without the former."""
+    if evidence.solution is None:
+        return None
+    return _with_sections(messages, wording, [("solution", evidence.solution), ("hint", evidence.hint)])
+
+
 def hindsight(messages: Messages, evidence: Evidence, wording: Wording) -> list[Message] | None:
     """SDPO's reprompt: whatever there is of attempt, solution and feedback; None when there is nothing."""
     sections = [("attempt", evidence.attempt), ("solution", evidence.solution), ("feedback", evidence.feedback)]
@@ -126,7 +158,18 @@ View = Callable[[Messages, Evidence, Wording], "list[Message] | None"]
 VIEWS: MappingProxyType[str, View] = MappingProxyType(
     {
         view.__name__: view
-        for view in (plain, with_solution, with_feedback, with_attempt, with_hint, with_skill, critique, hindsight)
+        for view in (
+            plain,
+            with_solution,
+            with_feedback,
+            with_attempt,
+            with_hint,
+            with_skill,
+            critique,
+            contrast,
+            demonstrated,
+            hindsight,
+        )
     }
 )
 

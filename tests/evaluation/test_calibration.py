@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from redistill.evaluation.calibration import aurc, calibration_error, excess_aurc, nll
+from redistill.evaluation.calibration import (
+    aurc,
+    brier,
+    calibration_error,
+    excess_aurc,
+    nll,
+    stated_confidence,
+    sure_when_right,
+)
 
 RNG = np.random.default_rng(0)
 CONFIDENCE = RNG.uniform(0.1, 1.0, 203)
@@ -48,3 +56,23 @@ def test_nll_is_scikit_learns_log_loss():
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     label = RNG.integers(0, 4, 50)
     assert nll(logp, label) == pytest.approx(log_loss(label, np.exp(logp), labels=range(4)))
+
+
+def test_caopd_check_4_saturated_confidence_and_perfect_levels() -> None:
+    right = np.array([1, 1, 0, 0, 0])
+    told = stated_confidence(np.ones(5), right)
+    assert told["sure_when_right"] == 0.0
+    for name in ("overconfidence", "ece", "brier"):
+        assert told[name] == pytest.approx(0.6)
+    assert told["calibration"] == pytest.approx(0.4)
+    assert sure_when_right(np.array([0.9, 0.9, 0.1, 0.1, 0.1]), right) == 1.0
+    assert sure_when_right(np.array([0.9, 0.1, 0.1, 0.5, 0.1]), right) == pytest.approx(3 / 6)
+    assert sure_when_right(np.array([0.3, 0.7]), np.array([1, 1])) == 0.0
+
+
+def test_caopd_check_6_the_best_constant_under_brier_is_the_success_rate() -> None:
+    right = np.array([1, 0, 0, 1, 0, 0, 0, 0])
+    grid = np.linspace(0, 1, 101)
+    values = [brier(np.full(8, c), right) for c in grid]
+    assert grid[int(np.argmin(values))] == pytest.approx(0.25)
+    assert min(values) == pytest.approx(0.25 * 0.75)

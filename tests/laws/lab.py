@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from redistill.core.episode import Episode, Group
 from redistill.core.signal import Signal
 from redistill.core.task import Prompt
 from redistill.core.update import Tally, accumulate
+from redistill.tasks.confidence import Confident, split_confidence
 from redistill.tasks.sums import Sums
 from redistill.text.domain import TextDomain, Trajectory
 from redistill.text.models import LanguageModel, load_model
@@ -29,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 TOKENIZER = load_model("pocket").tokenizer
 EOS = TOKENIZER.eos_token_id
-SMALL = {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 12, "lora_rank": 0}
+SMALL = {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 12, "lora_rank": 0, "lora_alpha": "none"}
 
 
 class RMSNorm(nn.Module):
@@ -77,12 +78,14 @@ class Lab:
     """A method, its domain on a tiny model, and what a Context offers."""
 
     def __init__(self, slug: str, lm: LanguageModel | None = None, **given: Any) -> None:
-        self.slug = slug
+        self.slug, stage = slug, given.pop("stage", None)
         self.method, self.config = settings(slug, {**SMALL, **given})
-        self.task = Sums()
+        self.task: Any = Confident(Sums()) if self.config.task.startswith("confident+") else Sums()
         self.domain = TextDomain(lm or tiny_model(), self.task, self.config)
         self.domain.bank.load = lambda name: tiny_model(seed=7 if name == "other" else 8)
         self.domain.bank.need(self.method.teachers())
+        if stage is not None:  # another stage of the method than its last
+            self.method = next(each.method for each in self.method.stages() if each.name == stage)
         self.logged: dict[str, float] = {}
         self.step = self.stage_step = 0
         self.domain.begin_step(0)
@@ -126,7 +129,7 @@ class Lab:
         """Three groups of four: right and wrong answers, lengths 0 and 1, eos inside, two spans, one group all wrong."""
         made = []
         for g, prompt in enumerate(self.next_prompts()):
-            head, _, total = (prompt.solution or "").rpartition("=")
+            head, _, total = split_confidence(prompt.solution or "", "terse")[0].rpartition("=")
             episodes = []
             for i in range(self.config.group_size):
                 right = (i == 0 or (g == 1 and i == 2)) and g != 2
@@ -143,6 +146,26 @@ class Lab:
     def collected(self) -> list[Group]:
         """Groups of the method's own making where it writes them, hand-made ones else."""
         if self.slug == "sft" or (self.slug == "opd" and getattr(self.method, "on_policy", 1.0) == 0.0):
+            return list(self.method.collect(self))
+        if self.slug == "ssb":
+            for row in (row for group in self.groups() for row in group):
+                seen = Evidence(solution=row.prompt.solution, attempt=row.text)
+                context = self.domain.render("contrast", row.prompt, seen)
+                self.method.remember(row.trained_as(context, "contrast"), self)
+            return list(self.method.collect(self))
+        if self.slug == "pi-distill" and self.method.variant != "opsd":
+            groups = self.groups()
+            told = [
+                self.domain.render(self.method.privilege, g.prompt, self.method.evidence([g.prompt])[0]) for g in groups
+            ]
+            return [Group(g.prompt, [e.trained_as(ids, "told") for e in g]) for g, ids in zip(groups, told)]
+        if self.slug == "sd-zero" and hasattr(self.method, "of"):
+            for row in (row for group in self.groups() for row in group):
+                ids = row.trajectory.ids
+                self.method.of.store.add({
+                    "prompt": asdict(row.prompt), "right": row.reward == 1, "context_ids": row.context, "attempt_ids": ids,
+                    "phrase_ids": (7, 8), "revision_ids": (*ids[:3], EOS),
+                })  # fmt: skip
             return list(self.method.collect(self))
         if self.slug == "skill-sd":
             for prompt in self.next_prompts():
@@ -291,6 +314,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "skill-sd", {"skill_weight": 1.0, "grpo_weight": 0.0, "estimator": "policy_gradient", "ratio": "none", "teacher": "frozen"},
     ),
     "rltf-cispo-both": ("rltf", {"ratio": "cispo", "variant": "both", "temperature": 0.7}),
+    "ssb": ("ssb", {"batch": 8}),
+    "ssb-mixed-raw": (
+        "ssb", {"batch": 8, "kd_weight": 0.5, "ce_weight": 0.5, "loss_temperature": 1.0, "student_prompt": "raw", "end": "false"},
+    ),
+    "sd-zero": ("sd-zero", {"support": "top_k(5)"}),
+    "sd-zero-full-jsd": ("sd-zero", {"support": "full", "divergence": "jsd(0.5)", "teacher": "live", "phrase": "flipped"}),
+    "sd-zero-srt": ("sd-zero", {"stage": "srt", "srt_batch": 9}),
+    "caopd": ("caopd", {"max_new_tokens": 40}),
+    "caopd-sibling-forward": (
+        "caopd", {"max_new_tokens": 40, "shown": "sibling", "note": "false", "divergence": "forward_kl", "support": "top_k(5)", "normaliser": "token"},
+    ),
+    "caopd-plain-skip": ("caopd", {"max_new_tokens": 40, "revise": "false", "skip_first": 3, "teacher": "frozen"}),
+    "pi-distill": ("pi-distill", {"temperature": 1.0, "alpha": 0.3}),
+    "pi-distill-pathwise": (
+        "pi-distill", {"kl": "pathwise", "privilege": "with_hint", "normaliser": "sequence", "drop_dead_groups": "false", "alpha": 0.7},
+    ),
+    "pi-distill-trajectory": ("pi-distill", {"ratio": "trajectory", "alpha": 0.0, "beta": 0.0}),
+    "pi-distill-topr": ("pi-distill", {"student_loss": "topr", "alpha": 0.0}),
+    "pi-distill-opsd": ("pi-distill", {"variant": "opsd", "entropy_share": 0.5, "beta": 0.5}),
+    "pi-distill-opsd-reward": ("pi-distill", {"variant": "opsd", "kl": "reward", "beta": 0.5, "temperature": 1.0}),
 }  # fmt: skip
 """A name for each point of the language methods that a law is checked at: (method, options)."""
 CASES |= TEACHER_CASES

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from lab import CASES, DIVERGENCES, Lab, assert_same, flat_gradient, normal, tiny_model
-from redistill.core.specs import DivergenceKind
+from redistill.core.specs import DivergenceKind, Normaliser
+from redistill.text.splice import row_of
 from torch import Tensor
 from torch.func import functional_call
 
@@ -286,8 +287,134 @@ def srpo(lab: Lab, groups: list[Any]) -> Tensor:
     return total / steps
 
 
+def ssb(lab: Lab, groups: list[Any]) -> Tensor:
+    """T^2 KL of softened logits, and the likelihood, over replies that were read under another prompt."""
+    method, model = lab.method, lab.domain.lm.module
+    letters = lab.domain.lm.tokenizer
+    distances, nlls, warm = [], [], method.loss_temperature
+    for group in groups:
+        for row in group:
+            question = row.prompt.content[-1]["content"]
+            hinted = letters.encode(f"<s><u>{question}A{row.text}S{row.prompt.solution}<a>", add_special_tokens=False)
+            bare = question if method.student_prompt == "raw" else f"<s><u>{question}<a>"
+            own = logits_at(model, letters.encode(bare, add_special_tokens=False), row)
+            log_p = teacher_logp(lab, hinted, row, warm)
+            log_q = (own / warm).log_softmax(-1)
+            distances.append((log_p.exp() * (log_p - log_q)).sum(-1))
+            nlls.append(-taken(own.log_softmax(-1), row))
+    mean = [torch.cat(each).mean() for each in (distances, nlls)]
+    return method.kd_weight * warm**2 * mean[0] + method.ce_weight * mean[1]
+
+
+def sd_zero(lab: Lab, groups: list[Any]) -> Tensor:
+    """Phase 1: the likelihood of both rows of a trace; phase 2: a divergence from who has read the answer and the phrase."""
+    rows = [row for group in groups for row in group]
+    model = lab.domain.lm.module
+    if hasattr(lab.method, "of"):
+        losses = []
+        for group in groups:
+            (index,) = {row.key[0] for row in group}
+            kept = lab.method.of.store.records[index]
+            before = [*kept["attempt_ids"], *kept["phrase_ids"]]
+            ids = torch.tensor([[*kept["context_ids"], *before, *kept["revision_ids"]]])
+            start, after = len(kept["context_ids"]), len(before)
+            logp = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[start - 1 :, 0]
+            losses += [-logp, -logp[after:]]
+        return torch.cat(losses).mean()
+    contexts = []
+    for row in rows:
+        ids = list(row.trajectory.ids)
+        ids = ids[:-1] if ids and ids[-1] == lab.domain.lm.eos_ids[0] else ids
+        right = (row.reward == 1) != (lab.method.phrase == "flipped")
+        contexts.append(
+            [*row.context, *ids, *lab.domain.lm.tokenizer.encode(";" if right else "!", add_special_tokens=False)]
+        )
+    lab.method.__dict__["normaliser"] = Normaliser("token")
+    return taught(lab, rows, contexts, 1.0)
+
+
+def caopd(lab: Lab, groups: list[Any]) -> Tensor:
+    """A divergence over answers whose confidence is the group's success rate; the teacher reads a demonstration that says so."""
+    method, letters, model = lab.method, lab.domain.lm.tokenizer, lab.domain.lm.module
+    losses, covered = [], []
+    for group in groups:
+        mu = f"{sum(row.reward for row in group) / len(group):.2f}"
+        for row in group:
+            solution = (group.prompt.solution or "").partition("C")
+            shown_text = solution[0] + "C" + (mu if method.revise else solution[2])
+            if method.shown == "sibling":
+                others = [other.text for other in group if other is not row and other.reward == 1]
+                shown_text = f"{others[0].partition('C')[0]}C{mu}" if others else ""
+            note = f"H{mu}" if method.note and method.revise else ""
+            context = f"<s><u>{group.prompt.content[-1]['content']}S{shown_text}{note}<a>"
+            context = letters.encode(context, add_special_tokens=False)
+            if method.revise:
+                ids = letters.encode(f"{row.text.partition('C')[0]}C{mu}</s>", add_special_tokens=False)
+                row = row_of(row.prompt, row.context, tuple(ids), "plain")
+            log_q = logits_at(model, row.context, row).log_softmax(-1)
+            log_p = teacher_logp(lab, context, row, 1.0)
+            loss = divergence(method.divergence.name, None, *narrowed(method.support, log_p, log_q))
+            losses.append(loss[method.skip_first :])
+            covered.append(shown_text != "")
+    return reduced(method.normaliser, losses, covered)
+
+
+def pi_distill(lab: Lab, groups: list[Any]) -> Tensor:
+    """Every answer read with and without the information: a shared advantage, a surrogate for each, KLs where they stand."""
+    method, letters, model = lab.method, lab.domain.lm.tokenizer, lab.domain.lm.module
+    opsd = method.variant == "opsd"
+    parts: dict[str, list[Tensor]] = {
+        name: [] for name in ("teacher", "student", "teacher_kl", "student_kl", "entropy")
+    }
+    alive = []
+    for group in groups:
+        question = group.prompt.content[-1]["content"]
+        extra = "H" + group.prompt.data["hint"] if method.privilege == "with_hint" else f"S{group.prompt.solution}"
+        views = [letters.encode(f"<s><u>{question}{x}<a>", add_special_tokens=False) for x in (extra, "")]
+        read = [[logits_at(model, context, row) for context in views] for row in group]
+        logps = [[logits.log_softmax(-1) for logits in pair] for pair in read]
+        kls = []
+        for pair in logps:
+            first, second = (pair[1], pair[0]) if opsd else pair  # who sampled against the other
+            kls.append(float((first.exp() * (first - second)).sum().detach()))
+        in_reward = method.kl == "reward" or (method.kl == "own" and not opsd)
+        shaped = [row.reward - (method.beta * kl if in_reward else 0.0) for row, kl in zip(group, kls)]
+        mean = sum(shaped) / len(shaped)
+        alive += [len(set(shaped)) > 1 or not method.drop_dead_groups] * len(shaped)
+        for row, pair, logits, value in zip(group, logps, read, shaped):
+            told, plain = pair
+            for name, own in (("teacher", 0), ("student", 1)):
+                warm = (logits[own] / row.sampling.temperature).log_softmax(-1)
+                gap = taken(warm, row) - row.behaviour_logp_T.double()
+                if method.ratio == "trajectory":
+                    gap = gap.sum().expand(len(gap))
+                ratio, advantage = gap.exp(), value - mean
+                if name == "student" and method.student_loss == "topr":
+                    factor = 1.0 if advantage > 0 else ratio.detach().clamp(0.8, 1.2)
+                    parts[name].append(-advantage * factor * taken(warm, row))
+                else:
+                    parts[name].append(-torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage))
+            parts["teacher_kl"].append((told.exp() * (told - plain.detach())).sum(-1))
+            toward = plain.exp() * (plain - told.detach()) if opsd else told.detach().exp() * (told.detach() - plain)
+            parts["student_kl"].append(toward.sum(-1))
+            warm = (logits[1] / row.sampling.temperature).log_softmax(-1)
+            parts["entropy"].append(-(warm.exp() * warm).sum(-1))
+    every = [True] * len(alive)
+    whole = {
+        n: reduced(method.normaliser, v, alive if n in ("teacher", "student") else every) for n, v in parts.items()
+    }
+    share = 0.0 if opsd else method.alpha
+    total = share * whole["teacher"] + (1 - share) * whole["student"]
+    if not in_reward:
+        total = total + method.beta * (share * whole["teacher_kl"] + (1 - share) * whole["student_kl"])
+        if opsd:
+            total = total + method.beta * (1 - method.entropy_share) * whole["entropy"]
+    return total
+
+
 REFERENCES: dict[str, Loss] = {
-    "sft": likelihood, "rft": likelihood, "grpo": grpo, "opd": opd, "opsd": opsd, "sdpo": sdpo, "srpo": srpo,
+    "sft": likelihood, "rft": likelihood, "grpo": grpo, "opd": opd, "opsd": opsd, "sdpo": sdpo, "srpo": srpo, "ssb": ssb,
+    "sd-zero": sd_zero, "caopd": caopd, "pi-distill": pi_distill,
 }  # fmt: skip
 
 

@@ -74,9 +74,14 @@ IN_ADVANTAGES = {"g-opd"}
 PRIVILEGED = [
     case
     for case in CASES
-    if (CASES[case][1].get("teacher_view") == "with_solution" or CASES[case][0] in ("opsd", "sdpo", "srpo"))
+    if (
+        CASES[case][1].get("teacher_view") == "with_solution"
+        or CASES[case][0] in ("opsd", "sdpo", "srpo", "ssb", "sd-zero", "caopd")
+        or case in ("pi-distill-pathwise", "pi-distill-opsd")
+    )
     and "mix" not in case
-    and "successes" not in case  # no divergence; two successes that read the same text
+    and "successes" not in case
+    and "srt" not in case  # no divergence; two successes that read the same text
     and CASES[case][0] not in IN_ADVANTAGES
 ]
 
@@ -90,7 +95,7 @@ def test_law_3_shuffled_contexts_change_the_gradient(case: str) -> None:
     slug, options = CASES[case]
     lab = Lab(slug, **options)
     lab.shake_teachers()
-    signal = lab.signal(lab.groups())
+    signal = lab.signal(lab.collected())
     terms = []
     for term in signal.terms:
         if isinstance(term, Divergence):

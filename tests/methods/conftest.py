@@ -14,12 +14,13 @@ from redistill.core.episode import Episode, Group
 from redistill.core.signal import LogProb, Signal
 from redistill.core.task import Prompt
 from redistill.core.update import Tally, accumulate
+from redistill.tasks.confidence import Confident, split_confidence, with_confidence
 from redistill.tasks.sums import Sums
 from redistill.text.domain import TextDomain, Trajectory
 from redistill.text.models import load_model
 from redistill.text.views import Evidence
 
-SMALL = {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 16, "lora_rank": 0}
+SMALL = {"prompts_per_step": 3, "group_size": 4, "max_new_tokens": 16, "lora_rank": 0, "lora_alpha": "none"}
 
 
 class Bench:
@@ -27,7 +28,7 @@ class Bench:
 
     def __init__(self, slug: str, **given: Any) -> None:
         self.method, self.config = settings(slug, {**SMALL, **given})
-        self.task = Sums()
+        self.task: Any = Confident(Sums()) if self.config.task.startswith("confident+") else Sums()
         self.domain = TextDomain(load_model("pocket"), self.task, self.config)  # type: ignore[arg-type]
         self.domain.bank.need(self.method.teachers())
         self.logged: dict[str, float] = {}
@@ -63,15 +64,19 @@ class Bench:
         logp = self.domain.score([row], [LogProb()])[LogProb()]
         return replace(row, behaviour_logp_T=logp)
 
-    def groups(self, rights: Sequence[Sequence[bool]]) -> list[Group]:
-        """Groups whose episodes are right or wrong as asked (wrong answers differ in length)."""
+    def groups(self, rights: Sequence[Sequence[bool]], alike: bool = False) -> list[Group]:
+        """Groups whose episodes are right or wrong as asked (wrong answers differ in length, unless `alike`)."""
         made = []
         for prompt, pattern in zip(self.next_prompts(), rights, strict=False):
             assert prompt.solution is not None
-            head, _, total = prompt.solution.rpartition("=")
-            texts = [
-                prompt.solution if right else f"{head}={int(total) + 1 + i}{'0' * i}" for i, right in enumerate(pattern)
+            solution, stated = split_confidence(prompt.solution, "terse")
+            head, _, total = solution.rpartition("=")
+            wrong = [
+                f"{int(total) + 10 * (i + 1)}" if alike else f"{int(total) + 1 + i}{'0' * i}"
+                for i in range(len(pattern))
             ]
+            texts = [solution if right else f"{head}={wrong[i]}" for i, right in enumerate(pattern)]
+            texts = texts if stated is None else [with_confidence(text, 1.0, "terse") for text in texts]
             made.append(Group(prompt, [self.episode(prompt, text) for text in texts]))
         return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from redistill.core.episode import Group
 from redistill.core.method import registered
 from redistill.core.options import options_of
 from redistill.core.task import Verdict
@@ -15,6 +16,7 @@ RIGHTS = [[True, False, False, False], [False, False, False, False], [True, True
 OPD = {"teacher": "frozen", "teacher_view": "with_solution"}
 NEVER = {"feedback": "never"}
 REVERSE = {"divergence": "reverse_kl"}
+WARM = {"temperature": 1.0}
 MIXED = {"feedback": "always"}
 
 CHANGES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
@@ -59,12 +61,46 @@ CHANGES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
         "std": ({}, {"std": "sample"}), "clip_low": ({"mix": 0.9}, {"mix": 0.9, "clip_low": 0.9}),
         "clip_high": ({}, {"clip_high": 9.0}), "wrong_context": (MIXED, {**MIXED, "wrong_context": "true"}),
     },
+    "ssb": {
+        "batch": ({}, {"batch": 1}), "kd_weight": ({}, {"kd_weight": 0.5}), "ce_weight": ({}, {"ce_weight": 1.0}),
+        "loss_temperature": ({}, {"loss_temperature": 1.0}), "teacher": ({"drift": 1}, {"teacher": "live", "drift": 1}),
+        "student_prompt": ({}, {"student_prompt": "raw"}), "end": ({}, {"end": "false"}), "wrong_context": ({}, {"wrong_context": "true"}),
+    },
+    "sd-zero": {
+        "divergence": ({}, {"divergence": "jsd(0.5)"}), "support": ({}, {"support": "top_k(2)"}),
+        "teacher": ({"drift": 1}, {"teacher": "live", "drift": 1}), "phrase": ({}, {"phrase": "flipped"}),
+        "wrong_context": ({}, {"wrong_context": "true"}),
+    },
+    "caopd": {
+        "revise": ({}, {"revise": "false"}), "note": ({}, {"note": "false"}), "source": ({}, {"source": "agreement"}),
+        "shown": ({}, {"shown": "sibling"}), "divergence": ({}, {"divergence": "forward_kl"}), "support": ({}, {"support": "top_k(2)"}),
+        "teacher": ({"drift": 1}, {"teacher": "live", "drift": 1}), "skip_first": ({}, {"skip_first": 3}),
+        "normaliser": ({}, {"normaliser": "token"}), "wrong_context": ({}, {"wrong_context": "true"}),
+    },
+    "pi-distill": {
+        "alpha": (WARM, {**WARM, "alpha": 0.0}), "alpha_steps": (WARM, {**WARM, "alpha_steps": 9}), "beta": (WARM, {**WARM, "beta": 1.0}),
+        "variant": (WARM, {**WARM, "variant": "opsd"}), "kl": (WARM, {**WARM, "kl": "pathwise"}),
+        "privilege": ({**WARM, "variant": "opsd"}, {**WARM, "variant": "opsd", "privilege": "with_hint"}),
+        "ratio": (WARM, {**WARM, "ratio": "trajectory"}), "student_loss": (WARM, {**WARM, "student_loss": "topr"}),
+        "entropy_share": ({**WARM, "variant": "opsd"}, {**WARM, "variant": "opsd", "entropy_share": 0.0}),
+        "clip_low": (WARM, {**WARM, "clip_low": 0.9}), "clip_high": (WARM, {**WARM, "clip_high": 9.0}),
+        "drop_dead_groups": ({**WARM, "beta": 0}, {**WARM, "beta": 0, "drop_dead_groups": "false"}),
+        "normaliser": (WARM, {**WARM, "normaliser": "sequence"}),
+        "wrong_context": ({**WARM, "variant": "opsd"}, {**WARM, "variant": "opsd", "wrong_context": "true"}),
+    },
 }  # fmt: skip
 CHANGES |= TEACHER_CHANGES | TURN_CHANGES
 
-ELSEWHERE = {"sdpo": {"test_time", "question"}}
+GATHERED = {"ssb"}
+"""Methods that train on a store."""
+ELSEWHERE = {"sdpo": {"test_time", "question"}, "ssb": {"pairs", "gather_steps", "reply_temperature"},
+    "pi-distill": {"leak_penalty"},
+    "sd-zero": {
+        "phases", "gather_steps", "revisions", "gather_temperature", "filtered", "balance", "srt_steps", "srt_batch", "parts",
+    },
+}  # fmt: skip
+"""Options that change what is collected or which stages there are, with tests of their own (test_<slug>.py)."""
 ELSEWHERE |= TEACHER_ELSEWHERE | TURN_ELSEWHERE
-"""Options that change what is collected, with tests of their own (test_sdpo.py)."""
 
 
 def outcome(bench, slug: str, given: dict[str, object]) -> torch.Tensor:
@@ -73,14 +109,25 @@ def outcome(bench, slug: str, given: dict[str, object]) -> torch.Tensor:
     given = dict(given)
     drift, update, tags = given.pop("drift", 0), given.pop("update", 0), given.pop("tags", None)
     rights, malformed = given.pop("rights", RIGHTS), given.pop("malformed", [])
-    b = bench(slug, **given)
+    b = bench(slug, **{"lora_alpha": "none", **given})
     b.stage_step, b.tags = update, tags
     if drift:
         generator = torch.Generator().manual_seed(0)
         for p in b.domain.players["student"].parameters.values():
             p.data.add_(0.02 * torch.randn(p.shape, generator=generator))
     collects = slug == "sft" or "on_policy" in given
+    if slug in GATHERED:  # a store is made first, from hand-made rollouts
+        rollouts = b.groups(
+            [[True, False, False, False], [False, True, False, False], [True, True, False, False]], alike=True
+        )
+        b.domain.rollout = lambda prompts, **_: rollouts
+        b.method.stages()[0].method.collect(b)
+        collects = True
     groups = b.method.collect(b) if collects else b.groups(rights)
+    if slug == "pi-distill" and given.get("variant") != "opsd":  # as if sampled with the information in view
+        view, seen = b.method.privilege, b.method.evidence([group.prompt for group in groups])
+        contexts = [b.domain.render(view, group.prompt, evidence) for group, evidence in zip(groups, seen)]
+        groups = [Group(g.prompt, [e.trained_as(context, view) for e in g]) for g, context in zip(groups, contexts)]
     for g, i in malformed:
         object.__setattr__(groups[g].episodes[i], "verdict", Verdict(0.0, feedback="!n", format_ok=False))
     groups = prepared(b, slug, groups)

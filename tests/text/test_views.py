@@ -22,6 +22,8 @@ NEEDS = {
     "with_hint": ("hint",),
     "with_skill": ("skill",),
     "critique": ("attempt",),
+    "contrast": ("solution", "attempt"),
+    "demonstrated": ("solution",),
 }
 EVERY = ("solution", "feedback", "attempt", "hint", "skill")
 
@@ -43,7 +45,8 @@ def test_the_terse_sections_stand_in_a_fixed_order_after_the_last_question() -> 
     read = {name: view(CHAT, everything, TERSE)[-1]["content"] for name, view in VIEWS.items()}
     assert read == {
         "plain": "Again.", "with_solution": "Again.Ss", "with_feedback": "Again.Ff", "with_attempt": "Again.AaFf",
-        "with_hint": "Again.Hh", "with_skill": "Again.Kk", "critique": "Again.AaC", "hindsight": "Again.AaSsFf",
+        "with_hint": "Again.Hh", "with_skill": "Again.Kk", "critique": "Again.AaC", "contrast": "Again.AaSs",
+        "demonstrated": "Again.SsHh", "hindsight": "Again.AaSsFf",
     }  # fmt: skip
 
 
