@@ -93,7 +93,7 @@ class Lab:
     # --- the context of a method -------------------------------------------------------------------------------------
     def next_prompts(self) -> list[Prompt]:
         prompts = [self.task.train(i, self.config.seed) for i in range(self.config.prompts_per_step)]
-        return [replace(prompt, data={"domain": "ab"[i % 2]}) for i, prompt in enumerate(prompts)]
+        return [replace(prompt, data={**prompt.data, "domain": "ab"[i % 2]}) for i, prompt in enumerate(prompts)]
 
     def uniform(self, *key: Any) -> Any:
         return rng.uniform("method", self.config.seed, self.step, *key)
