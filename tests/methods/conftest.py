@@ -41,7 +41,9 @@ class Bench:
         prompts = [self.task.train(i, self.config.seed) for i in range(self.config.prompts_per_step)]
         if self.tags is None:
             return prompts
-        return [replace(prompt, data={**prompt.data, "domain": tag}) for prompt, tag in zip(prompts, self.tags, strict=True)]
+        return [
+            replace(prompt, data={**prompt.data, "domain": tag}) for prompt, tag in zip(prompts, self.tags, strict=True)
+        ]
 
     def uniform(self, *key: Any) -> Any:
         return rng.uniform("method", self.config.seed, self.step, *key)
