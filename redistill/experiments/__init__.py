@@ -12,6 +12,7 @@ from redistill.experiments.rpd import RPD_BUTTON
 from redistill.experiments.sdpo import SDPO_POCKET, SDPO_SMOLLM2
 from redistill.experiments.srpo import SRPO_POCKET
 from redistill.experiments.ssb import SSB_POCKET, SSB_SMOLLM2
+from redistill.experiments.teachers import TEACHERS
 
 ALL: dict[tuple[str, str], Experiment] = {
     (experiment.slug, str(experiment.base["model"])): experiment
@@ -28,6 +29,7 @@ ALL: dict[tuple[str, str], Experiment] = {
         RLTF_POCKET,
         SSB_POCKET,
         SSB_SMOLLM2,
+        *TEACHERS,
     )
 }
 

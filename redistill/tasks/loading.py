@@ -26,11 +26,12 @@ _FILE_OPTIONS: Sequence[Option] = (
 
 def _own() -> dict[str, type[Any]]:
     """The tasks that are dataclasses of ours, by name."""
+    from redistill.tasks.mixture import Mixture
     from redistill.tasks.sokoban import Sokoban
     from redistill.tasks.sums import Sums
     from redistill.tasks.tools import Tools
 
-    return {kind.name: kind for kind in (Sums, Sokoban, Tools)}
+    return {kind.name: kind for kind in (Sums, Sokoban, Tools, Mixture)}
 
 
 CONFIDENT = "confident+"

@@ -40,6 +40,7 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
         "length": sum(len(group[0].logp_T) for group in answers) / len(answers),
         "truncated": sum(group[0].finish == "length" for group in answers) / len(answers),
     }  # fmt: skip
+    result |= _by_domain(prompts, outcomes)
     if isinstance(task, WorldTask):
         result |= _turns(answers)
     result |= _confidence(task, prompts, answers)
@@ -66,6 +67,18 @@ def _confidence(task: Task, prompts: Sequence[Prompt], answers: Sequence[Sequenc
         confidence, right = (np.asarray(column) for column in zip(*stated))
         found |= stated_confidence(confidence, right)
     return found
+
+
+def _by_domain(prompts: Sequence[Prompt], outcomes: Sequence[int]) -> dict[str, float]:
+    """Accuracy in each domain where prompts carry tags, and the worst of them."""
+    tags = [prompt.data.get("domain") for prompt in prompts]
+    if None in tags:
+        return {}
+    found = {}
+    for tag in sorted(set(map(str, tags))):
+        right = [outcome for outcome, own in zip(outcomes, tags) if own == tag]
+        found[f"accuracy_{tag}"] = sum(right) / len(right)
+    return {**found, "accuracy_min": min(found.values())}
 
 
 def _turns(answers: Sequence[Sequence[Any]]) -> dict[str, float]:
