@@ -17,7 +17,7 @@ BASE: dict[str, Any] = {
     "model": "pocket", "task": "sums", "steps": 50, "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 16,
     "eval_prompts": 200, "eval_samples": 4, "eval_every": 25, "save_model": "false", "save_every": 1000,
 }  # fmt: skip
-GRID = {"learning_rate": [1e-4, 3e-4]}
+GRID = {"learning_rate": [3e-5, 1e-4, 3e-4]}
 QUICK = {"steps": 6, "eval_prompts": 40, "eval_samples": 2, "eval_every": 0}
 TUNING = {"steps": 30, "eval_every": 0}
 GRPO = Arm("grpo", {"normaliser": "token"})
@@ -80,7 +80,7 @@ GOPD_POCKET = Experiment(
     },
     compare=("exopd 1.25", "opd"),
     controls={"lam 1 against 0.5": ("opd", "lam 0.5"), "lam 2 against 1.25": ("lam 2", "exopd 1.25")},
-    grid={"learning_rate": [3e-4, 1e-3]}, quick=QUICK, tuning=TUNING,
+    grid={"learning_rate": [1e-4, 3e-4, 1e-3]}, quick=QUICK, tuning=TUNING,
     budget="50 steps of 64 prompts, one rollout each (3,200 generations)",
 )  # fmt: skip
 
@@ -100,7 +100,7 @@ GOPD_MERGE = Experiment(
     },
     compare=("exopd merged", "opd merged"),
     controls={"merged against one expert": ("opd merged", "one expert"), "merged against sft": ("opd merged", "sft")},
-    grid={"learning_rate": [3e-4, 1e-3]}, quick=QUICK, tuning=TUNING,
+    grid={"learning_rate": [1e-4, 3e-4, 1e-3]}, quick=QUICK, tuning=TUNING,
     budget="50 steps of 64 prompts, one rollout (or solution) each",
 )  # fmt: skip
 
