@@ -27,7 +27,7 @@ KDRL_POCKET = Experiment(
     slug="kdrl",
     claim="with a teacher that is right 56% of the time, KDRL (k2, constant beta) ends at or above pure distillation and GRPO in held-out avg@4 at equal rollouts",
     metric="avg_at_k",
-    base=BASE,
+    base={**BASE, "steps": 120, "eval_every": 40},
     arms={
         "grpo": GRPO,
         "kd-rkl": Arm("kdrl", {**ADEPT, "reward": 0.0, "beta": 1.0, "beta_min": 1.0, "beta_decay": 0.0}),
@@ -42,7 +42,7 @@ KDRL_POCKET = Experiment(
         "no mask against the response mask": ("kdrl", "kdrl response mask"),
     },
     grid=GRID, quick=QUICK, tuning=TUNING,
-    budget="50 steps of 64 rollouts for each arm (3,200 generations)",
+    budget="120 steps of 64 rollouts for each arm (7,680 generations)",
 )  # fmt: skip
 
 RLAD_POCKET = Experiment(
@@ -71,7 +71,7 @@ GOPD_POCKET = Experiment(
     slug="g-opd",
     claim="distilling the student's own RL'd version back into it, ExOPD (lam 1.25) ends above OPD (lam 1) in held-out avg@4",
     metric="avg_at_k",
-    base={**BASE, "prompts_per_step": 64, "group_size": 1},
+    base={**BASE, "steps": 150, "eval_every": 50, "prompts_per_step": 64, "group_size": 1},
     arms={
         "exopd 1.25": Arm("g-opd", ADEPT),
         "opd": Arm("g-opd", {**ADEPT, "scale": 1.0}),
@@ -81,7 +81,7 @@ GOPD_POCKET = Experiment(
     compare=("exopd 1.25", "opd"),
     controls={"lam 1 against 0.5": ("opd", "lam 0.5"), "lam 2 against 1.25": ("lam 2", "exopd 1.25")},
     grid={"learning_rate": [1e-4, 3e-4, 1e-3]}, quick=QUICK, tuning=TUNING,
-    budget="50 steps of 64 prompts, one rollout each (3,200 generations)",
+    budget="150 steps of 64 prompts, one rollout each (9,600 generations)",
 )  # fmt: skip
 
 GOPD_MERGE = Experiment(
@@ -144,22 +144,22 @@ SCOPE_POCKET = Experiment(
     budget="50 steps of 64 rollouts for each arm (3,200 generations)",
 )  # fmt: skip
 
-KEPO_RUN = {**PAIRS, "writer_view": "plain", "temperature": 1.0, "top_p": 1.0}
+KEPO_RUN = {**PAIRS, "writer_view": "plain", "attempts": 2, "temperature": 1.0, "top_p": 1.0}
 KEPO_POCKET = Experiment(
     slug="kepo",
     claim="on sums that pocket fails (1%), KEPO leaves the learning cliff where GRPO stays on it, with fewer generations",
     metric="avg_at_k",
     base={**BASE, "task": "sums:terms=2,digits=2"},
     arms={
-        "grpo": Arm("grpo", {"group_size": 20}),
-        "kdpo (gate only)": Arm("kepo", {**KEPO_RUN, "trigger": "never", "group_size": 20}),
+        "grpo": Arm("grpo", {"group_size": 14}),
+        "kdpo (gate only)": Arm("kepo", {**KEPO_RUN, "trigger": "never", "group_size": 14}),
         "kepo": Arm("kepo", KEPO_RUN),
-        "gkd": Arm("opd", {**PAIRS, "divergence": "jsd(0.5)", "group_size": 20}),
+        "gkd": Arm("opd", {**PAIRS, "divergence": "jsd(0.5)", "group_size": 14}),
     },
     compare=("kepo", "grpo"),
     controls={"kepo against the gate alone": ("kepo", "kdpo (gate only)"), "kepo against ungated distillation": ("kepo", "gkd")},
     grid=GRID, quick=QUICK, tuning=TUNING,
-    budget="50 steps of 8 prompts: 160 rollouts a step for the baselines; for kepo 64, a hint for each failed prompt and at most 10 hinted answers to it (152)",
+    budget="50 steps of 8 prompts: 112 rollouts a step for the baselines; for kepo 64, and a hint and at most 4 hinted answers for each failed prompt (104)",
 )  # fmt: skip
 
 TSDKD_POCKET = Experiment(
