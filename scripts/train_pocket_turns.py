@@ -71,8 +71,8 @@ def evidence(kind: float, prompt: Prompt, draws: Any) -> tuple[str, Evidence, in
         return "plain", Evidence(), 0
     if kind < 0.60:
         return "with_solution", Evidence(solution=prompt.solution), len(actions)
-    if kind < 0.75 and "names" in prompt.data:
-        return "with_hint", Evidence(hint=prompt.data["names"]), len(actions)
+    if kind < 0.75 and "hint" in prompt.data:
+        return "with_hint", Evidence(hint=prompt.data["hint"]), len(actions)
     known = int(draws[0] * (len(actions) + 1))
     wrong = actions[int(draws[1] * len(actions))]
     skill = "".join(actions[:known]) + "!" + ("" if known == len(actions) else wrong)
@@ -167,7 +167,7 @@ def measure(lm: LanguageModel, count: int = 200) -> dict[str, dict[str, float]]:
             "with_half_a_skill": [Evidence(skill="".join(half[: len(half) // 2]) + "!") for half in halves],
         }
         if task.name == "tools":
-            own["with_names"] = [Evidence(hint=p.data["names"]) for p in prompts]
+            own["with_names"] = [Evidence(hint=p.data["hint"]) for p in prompts]
         greedy = Sampling(temperature=0.0, max_new_tokens=4)
         found[name] = {}
         for label, seen in own.items():

@@ -99,6 +99,14 @@ def test_settings_tasks_and_names(capsys: pytest.CaptureFixture[str]) -> None:
         assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("slug", ["ce", "crd"])
+def test_other_domains_are_looked_at_as_far_as_they_can_be(slug: str) -> None:
+    report = doctor.examine(slug, {})
+    assert report["ok"]
+    assert report["domain"] in ("vision", "generation")
+    assert doctor.lines(report)[-1] == "nothing stands in the way of this run"
+
+
 def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examined, "available", lambda: 2e7)
     with pytest.raises(UserError, match=r"largest part is activations with 0\.1 GB, set by micro_batch_tokens=2048"):

@@ -106,7 +106,7 @@ class Tools(PlayedTask):
         names = "".join(name for name, _ in calls)
         if self.style == "terse":
             text = "".join(f"{name}{value}{after or '.'}" for name, value, after in entries)
-            return self.made({**layout, "names": names}, text, [name + value for name, value in calls])
+            return self.made({**layout, "hint": names}, text, [name + value for name, value in calls])
         lines = [
             f"- tool {name} takes {value} and comes {f'after {after}' if after else 'first'}"
             for name, value, after in entries
@@ -115,7 +115,7 @@ class Tools(PlayedTask):
             "\n".join(["Call every tool of this order once, one call a message.", *lines])
             + "\nA call looks like a(7). What is your next call?"
         )
-        return self.made({**layout, "names": ", ".join(names)}, text, [f"{name}({value})" for name, value in calls])
+        return self.made({**layout, "hint": ", ".join(names)}, text, [f"{name}({value})" for name, value in calls])
 
     def world(self, prompt: Prompt) -> Workshop:
         """The workshop of a prompt."""

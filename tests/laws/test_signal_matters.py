@@ -112,12 +112,14 @@ def test_law_3_shuffled_contexts_change_the_gradient(case: str) -> None:
     assert float((own - shuffled).norm()) > 1e-3 * float(own.norm())
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.split("-")[0] in ("grpo", "rft", "sdpo", "srpo")])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.split("-")[0] in ("grpo", "rft", "sdpo", "srpo", "rltf")]
+)
 def test_law_3_shuffled_rewards_change_the_gradient(case: str) -> None:
     slug, options = CASES[case]
     lab = Lab(slug, **options)
     lab.shake_teachers()
-    groups = lab.groups()
+    groups = lab.collected()
     rolled = []
     for group in groups:
         verdicts = [episode.verdict for episode in group]

@@ -103,7 +103,7 @@ def test_tools_replies() -> None:
     told = [world.step(call)[0] for call in (b + y, a + wrong, a + x, a + x, "look", "a77", b + y)]
     assert told == ["x", "v", "+", "d", "?", "?", "+"]
     assert world.step(c + z)[:4] == ("+", 1.0, True, False)
-    assert prompt.data["names"] == a + b + c
+    assert prompt.data["hint"] == a + b + c
     sheet = prompt.content[0]["content"]
     assert {sheet[i : i + 3] for i in range(0, 9, 3)} == {a + x + ".", b + y + a, c + z + b}
 

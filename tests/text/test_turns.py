@@ -115,7 +115,7 @@ def test_the_first_turn_is_the_single_turn_sampler_bit_for_bit() -> None:
         assert one.finish == "turns"
 
 
-def test_batching_and_order_do_not_change_a_draw_and_every_turn_draws_anew() -> None:
+def test_batching_and_order_do_not_change_a_draw() -> None:
     asked = prompts(4)
     contexts = [tuple(LM.render(p.content)) for p in asked]
     spec, keys = Sampling(max_new_tokens=4, temperature=1.5), [(9, i) for i in range(4)]
@@ -127,10 +127,20 @@ def test_batching_and_order_do_not_change_a_draw_and_every_turn_draws_anew() -> 
     back = play(LM, contexts[::-1], worlds[::-1], group_size=2, sampling=spec, keys=keys[::-1], max_turns=5)[::-1]
     ids = [[game.ids for group in games for game in group] for games in (one, other, back)]
     assert ids[0] == ids[1] == ids[2]
-    again = play(LM, contexts[:1] * 8, worlds[:1] * 8, group_size=1, sampling=spec, keys=[(3, i) for i in range(8)],
-                 max_turns=3)  # fmt: skip
-    actions = [[turn.action for turn in group[0].trajectory.turns] for group in again]
-    assert any(turn[0] != turn[1] for turn in actions)
+
+
+def test_every_turn_of_every_sample_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same key, same uniforms: a policy asked twice in the same words would answer in the same words."""
+    used: list[tuple[int, ...]] = []
+
+    def recording(*args: Any, **given: Any) -> Any:
+        used.extend((*key, g) for key in given["keys"] for g in range(given["group_size"]))
+        return sample(*args, **given)
+
+    monkeypatch.setattr(turns, "sample", recording)
+    rows = played()
+    assert len(used) == len(set(used)) == sum(len(row.trajectory.spans) for row in rows)
+    assert {row.key for row in rows} == set(used[: len(rows)])
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
