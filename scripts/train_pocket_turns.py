@@ -34,6 +34,8 @@ from redistill.text.views import TERSE, VIEWS, Evidence
 SEED = 20261
 RIGHT = {"tools": 0.45, "sokoban": 0.6}
 """Share of the plain moves that are right in training."""
+CLEAN = 0.7
+"""Share of the steps, the first ones, without any replaced move: looking things up is learnt before it is unlearnt in part."""
 STRAY = 0.15
 """Share of a privileged reader's turns that are a wrong move it must recover from (shown, not learnt)."""
 SOKOBAN = 0.15
@@ -79,8 +81,8 @@ def evidence(kind: float, prompt: Prompt, draws: Any) -> tuple[str, Evidence, in
     return "with_skill", Evidence(skill=skill), known
 
 
-def conversation(step: int, row: int) -> list[tuple[str, bool]]:
-    """One conversation as pieces of text, and whether each is to be learnt."""
+def conversation(step: int, row: int, clean: bool) -> list[tuple[str, bool]]:
+    """One conversation as pieces of text, and whether each is to be learnt. In a clean one every move learnt is right."""
     draws = rng.uniform("turns", SEED, step, row, range(8))
     name = "sokoban" if draws[0] < SOKOBAN else f"tools{3 + int(draws[1] * 4)}"
     task, index = TASKS[name], int(draws[2] * 10**9)
@@ -95,7 +97,7 @@ def conversation(step: int, row: int) -> list[tuple[str, bool]]:
         due, other = (sokoban_moves if name == "sokoban" else tools_moves)(world, own[:4])
         told = right < known
         learn = not (told and own[4] < STRAY)
-        sure = told or own[5] < RIGHT[name.rstrip("3456")]
+        sure = clean or told or own[5] < RIGHT[name.rstrip("3456")]
         action = due if learn and sure else other
         pieces += [("<a>", False), (f"{action}</s>", learn)]
         observation, _, terminated, truncated, info = world.step(action)
@@ -105,13 +107,13 @@ def conversation(step: int, row: int) -> list[tuple[str, bool]]:
     return pieces
 
 
-def batch(tokenizer: Any, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+def batch(tokenizer: Any, step: int, size: int, clean: bool = False) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """ids_BT and learn_BT, padded on the right, and the lengths."""
     rows = []
     for row in range(size):
         ids: list[int] = []
         learn: list[bool] = []
-        for text, wanted in conversation(step, row):
+        for text, wanted in conversation(step, row, clean):
             new = tokenizer.encode(text, add_special_tokens=False)
             ids, learn = ids + new, learn + [wanted] * len(new)
         rows.append((ids, learn))
@@ -130,7 +132,7 @@ def train(lm: LanguageModel, steps: int, size: int, peak: float) -> None:
         rate = peak * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        ids_BT, learn_BT, lengths = batch(lm.tokenizer, step, size)
+        ids_BT, learn_BT, lengths = batch(lm.tokenizer, step, size, step < CLEAN * steps)
         optimiser.zero_grad()
         loss, count = 0.0, int(learn_BT.sum())
         for rows in torch.arange(size).chunk(4):
@@ -182,7 +184,7 @@ def measure(lm: LanguageModel, count: int = 200) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the pocket-turns model from pocket on one core.")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--out", type=Path, default=FOLDER)
