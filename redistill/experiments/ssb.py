@@ -27,7 +27,7 @@ SSB_POCKET = Experiment(
         "ssb against the start": ("ssb", "start"),
         "own context against another prompt's": ("ssb", "ssb wrong context"),
     },
-    grid={"learning_rate": [1e-4, 3e-4, 1e-3]},
+    grid={"learning_rate": [1e-5, 3e-5, 1e-4, 3e-4]},
     budget="about 1,400 generations for each arm: 22 steps of 64 rollouts, or gathering 128 kept solutions from 16 x 4 rollouts a step",
     quick={"eval_prompts": 40, "eval_samples": 2},
 )  # fmt: skip
