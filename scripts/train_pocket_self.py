@@ -85,20 +85,20 @@ def four(terms: Sequence[int], u: Sequence[float]) -> Example:
     """A sum of four numbers, plain or with its first step as a hint."""
     prompt = FOUR.prompt(terms)
     if u[0] < 0.4:
-        return prompt.content, "", worked(terms) if u[1] < 0.03 else slipped(terms, u[2], u[3])
+        return prompt.content, "", worked(terms) if u[1] < 0.03 else slipped(terms, 0.0, u[3])  # wrong from the first step on
     messages = VIEWS["with_hint"](prompt.content, Evidence(hint=prompt.data["hint"]), TERSE)
     assert messages is not None
     return messages, "", worked(terms) if u[1] < 0.6 else slipped(terms, 0.34 + 0.65 * u[2], u[3])
 
 
 def example(u: Sequence[float]) -> Example | None:
-    """A keyed example: 30% as pocket, 25% revisions, 25% confidences, 20% sums of four; None on a held-out prompt."""
+    """A keyed example: 20% as pocket, 35% revisions, 25% confidences, 20% sums of four; None on a held-out prompt."""
     kind, terms = u[0], [10 + int(x * 90) for x in u[1:5]]
     task = FOUR if kind >= 0.8 else THREE
     terms = terms[: task.terms]
     if is_held_out(task.prompt(terms).uid):
         return None
-    if kind < 0.30:
+    if kind < 0.20:
         *chat, answer = conversation(THREE.prompt(terms), terms, u[5:])
         return chat, "", answer["content"]
     return (revision if kind < 0.55 else confident if kind < 0.8 else four)(terms, u[5:])
@@ -216,9 +216,9 @@ def measure(lm: object, count: int = 400) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train pocket-self from pocket on one core.")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--batch", type=int, default=96)
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
     torch.set_num_threads(1)
