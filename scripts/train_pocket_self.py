@@ -85,7 +85,11 @@ def four(terms: Sequence[int], u: Sequence[float]) -> Example:
     """A sum of four numbers, plain or with its first step as a hint."""
     prompt = FOUR.prompt(terms)
     if u[0] < 0.4:
-        return prompt.content, "", worked(terms) if u[1] < 0.03 else slipped(terms, 0.0, u[3])  # wrong from the first step on
+        return (
+            prompt.content,
+            "",
+            worked(terms) if u[1] < 0.03 else slipped(terms, 0.0, u[3]),
+        )  # wrong from the first step on
     messages = VIEWS["with_hint"](prompt.content, Evidence(hint=prompt.data["hint"]), TERSE)
     assert messages is not None
     return messages, "", worked(terms) if u[1] < 0.6 else slipped(terms, 0.34 + 0.65 * u[2], u[3])
