@@ -434,8 +434,8 @@ def test_resume_under_other_versions_is_told_and_kept(call: Any, done: Path) -> 
 
 # --- numbers ------------------------------------------------------------------------------------------------------------
 def test_updates_that_are_not_finite_are_skipped_counted_and_stop_the_run(call: Any, tmp_path: Path) -> None:
-    """The first update throws the weights so far that no loss is finite after it."""
-    ended = call("sft", "learning_rate=1e6", "steps=9", "max_bad_updates=3", "keep_last=1")
+    """The first update throws the weights so far that no gradient is finite after it."""
+    ended = call("sft", "learning_rate=1e6", "weight_decay=1e20", "steps=9", "max_bad_updates=3", "keep_last=1")
     first = tmp_path / "run" / "checkpoints" / "step-00000001"
     assert "3 updates in a row were not finite at step 4" in ended.sentence
     assert f"its checkpoint {first} is intact (try a smaller learning_rate)" in ended.sentence
@@ -447,7 +447,7 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_stop_the_run(call: 
 
 
 def test_the_count_of_skipped_updates_is_in_the_result(call: Any, tmp_path: Path) -> None:
-    assert call("sft", "learning_rate=1e6", "steps=4", "max_bad_updates=9").status == 0
+    assert call("sft", "learning_rate=1e6", "weight_decay=1e20", "steps=4", "max_bad_updates=9").status == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["skipped_updates"] == 3
 
 
