@@ -266,7 +266,3 @@ def test_law_3_another_teacher_changes_the_gradient(case: str) -> None:
         other.domain.bank.others[name] = tiny_model(seed=20)
     one, two = lab.gradient(lab.signal(lab.groups()))[1], other.gradient(other.signal(other.groups()))[1]
     assert float((one - two).norm()) > 1e-3 * float(one.norm())
-
-
-def test_every_case_has_a_reference() -> None:
-    assert {slug for slug, _ in CASES.values()} <= {*base.REFERENCES, *REFERENCES}
