@@ -8,6 +8,7 @@ is written by hand beside its value: autograd would make NaN of 0 * inf and keep
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,77 +42,110 @@ class _WithSlope(torch.autograd.Function):
             raise NotImplementedError("this divergence or entropy has a hand-written derivative, without a second one")
         (slope_NV,) = ctx.saved_tensors
         grad_N1 = grad_N.unsqueeze(-1)
-        # A step of weight 0 is out of the loss even when its slope is infinite, and the other way round.
-        return (slope_NV * grad_N1).masked_fill_((slope_NV == 0) | (grad_N1 == 0), 0.0), None, None
+        found_NV = slope_NV * grad_N1
+        if not bool(found_NV.sum().isfinite()):
+            # A step of weight 0 is out of the loss even when its slope is infinite, and the other way round.
+            found_NV.masked_fill_((slope_NV == 0) | (grad_N1 == 0), 0.0)
+        return found_NV, None, None
 
 
-def with_slope(logp_NV: Tensor, value_N: Tensor, slope_NV: Tensor) -> Tensor:
-    """`value_N` with the stated derivative `slope_NV` with respect to `logp_NV`; create_graph=True raises."""
-    value: Tensor = _WithSlope.apply(logp_NV, value_N, slope_NV)
+@torch.no_grad()
+def _evaluated(slope: Callable[[], Tensor]) -> Tensor:
+    return slope()
+
+
+def with_slope(logp_NV: Tensor, value_N: Tensor, slope: Callable[[], Tensor]) -> Tensor:
+    """`value_N` with the stated derivative [N, V] with respect to `logp_NV`; create_graph=True raises."""
+    value: Tensor = _WithSlope.apply(logp_NV, value_N, _evaluated(slope))
     return value
 
 
-def _times(weight: Tensor, value: Tensor) -> Tensor:
-    """weight * value with 0 * inf = 0 where the weight is 0."""
-    return (weight * value).masked_fill_(weight == 0, 0.0)
+class _Pair:
+    """Teacher and student log-probs with what is computed of them, each once. Where all contributions come out finite no
+    product is 0 * inf; the masks for those, most of the work, are for the `careful` second attempt."""
 
+    def __init__(self, log_p: Tensor, log_q: Tensor, careful: bool, q: Tensor | None = None) -> None:
+        self.log_p, self.log_q, self.careful = log_p, log_q, careful
+        self._q = q
 
-def _log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """log p - log q; 0 where both are -inf."""
-    return (log_p - log_q).masked_fill_((log_p == -torch.inf) & (log_q == -torch.inf), 0.0)
+    @cached_property
+    def p(self) -> Tensor:
+        """Teacher's probabilities."""
+        return self.log_p.exp()
+
+    @cached_property
+    def q(self) -> Tensor:
+        """Student's probabilities."""
+        return self.log_q.exp() if self._q is None else self._q
+
+    def ratio(self) -> Tensor:
+        """log p - log q (a new tensor); 0 where both are -inf."""
+        ratio = self.log_p - self.log_q
+        if self.careful:
+            ratio.masked_fill_((self.log_p == -torch.inf) & (self.log_q == -torch.inf), 0.0)
+        return ratio
+
+    def times(self, weight: Tensor, value: Tensor) -> Tensor:
+        """weight * value, in the memory of `value`; 0 * inf = 0 where the weight is 0."""
+        value.mul_(weight)
+        return value.masked_fill_(weight == 0, 0.0) if self.careful else value
 
 
 def _to_mixture(delta: Tensor, teacher_share: float) -> tuple[Tensor, Tensor]:
     """(log m - log p, log m - log q) for m = s p + (1-s) q, from delta = log p - log q. Exactly 0 where p = q, and the
     exponential never overflows: each side is expanded around the larger of p and q."""
     teacher_is_larger = delta >= 0
-    share = torch.where(teacher_is_larger, delta.new_tensor(1.0 - teacher_share), delta.new_tensor(teacher_share))
-    from_larger = torch.log1p(share * torch.expm1(-delta.abs()))
-    from_smaller = from_larger + delta.abs()
+    distance = delta.abs()
+    from_larger = torch.expm1(-distance)
+    if teacher_share == 0.5:
+        from_larger.mul_(0.5)
+    else:
+        from_larger.mul_(
+            torch.where(teacher_is_larger, delta.new_tensor(1.0 - teacher_share), delta.new_tensor(teacher_share))
+        )
+    from_larger.log1p_()
+    from_smaller = distance.add_(from_larger)
     m_over_p = torch.where(teacher_is_larger, from_larger, from_smaller)
     return m_over_p, torch.where(teacher_is_larger, from_smaller, from_larger)
 
 
-# Each kind: (log p, log q, number) -> (contribution of each outcome, its derivative with respect to that log q).
+# Each kind: (pair, number) -> (contribution of each outcome, how to get its derivative with respect to that log q).
+
+Kind = tuple[Tensor, Callable[[], Tensor]]
 
 
-def _forward_kl(log_p: Tensor, log_q: Tensor, _: float) -> tuple[Tensor, Tensor]:
-    p = log_p.exp()
-    return _times(p, _log_ratio(log_p, log_q)), -p
+def _forward_kl(of: _Pair, _: float) -> Kind:
+    return of.times(of.p, of.ratio()), lambda: -of.p
 
 
-def _reverse_kl(log_p: Tensor, log_q: Tensor, _: float) -> tuple[Tensor, Tensor]:
-    q = log_q.exp()
-    entry = _times(q, -_log_ratio(log_p, log_q))
-    return entry, entry + q
+def _reverse_kl(of: _Pair, _: float) -> Kind:
+    entry = of.times(of.q, of.ratio().neg_())
+    return entry, lambda: entry + of.q
 
 
-def _jsd(log_p: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    p, q = log_p.exp(), log_q.exp()
-    m_over_p, m_over_q = _to_mixture(_log_ratio(log_p, log_q), beta)
-    student_part = _times(q, m_over_q).mul_(beta - 1.0)
-    return student_part - _times(p, m_over_p).mul_(beta), student_part
+def _jsd(of: _Pair, beta: float) -> Kind:
+    m_over_p, m_over_q = _to_mixture(of.ratio(), beta)
+    student_part = of.times(of.q, m_over_q).mul_(beta - 1.0)
+    return student_part - of.times(of.p, m_over_p).mul_(beta), lambda: student_part
 
 
-def _tvd(log_p: Tensor, log_q: Tensor, _: float) -> tuple[Tensor, Tensor]:
-    q = log_q.exp()
-    return (log_p.exp() - q).abs().mul_(0.5), 0.5 * q * torch.sign(-_log_ratio(log_p, log_q))
+def _tvd(of: _Pair, _: float) -> Kind:
+    # The sign is that of the logs (probabilities may underflow alike); where there is no mass it does not matter.
+    return (of.p - of.q).abs_().mul_(0.5), lambda: of.ratio().neg_().sign_().nan_to_num_(0.0).mul_(of.q).mul_(0.5)
 
 
-def _skew_forward_kl(log_p: Tensor, log_q: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    p = log_p.exp()
-    m_over_p, m_over_q = _to_mixture(_log_ratio(log_p, log_q), alpha)
-    return _times(p, -m_over_p), (alpha - 1.0) * p * torch.exp(-m_over_q)
+def _skew_forward_kl(of: _Pair, alpha: float) -> Kind:
+    m_over_p, m_over_q = _to_mixture(of.ratio(), alpha)
+    return of.times(of.p, m_over_p.neg_()), lambda: m_over_q.neg_().exp_().mul_(of.p).mul_(alpha - 1.0)
 
 
-def _skew_reverse_kl(log_p: Tensor, log_q: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    q = log_q.exp()
-    m_over_p, m_over_q = _to_mixture(_log_ratio(log_p, log_q), 1.0 - alpha)
-    entry = _times(q, -m_over_q)
-    return entry, entry + (1.0 - alpha) * q * torch.exp(-m_over_p)
+def _skew_reverse_kl(of: _Pair, alpha: float) -> Kind:
+    m_over_p, m_over_q = _to_mixture(of.ratio(), 1.0 - alpha)
+    entry = of.times(of.q, m_over_q.neg_())
+    return entry, lambda: m_over_p.neg_().exp_().mul_(of.q).mul_(1.0 - alpha).add_(entry)
 
 
-def _generated(f: Generator, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def _generated(f: Generator, log_p: Tensor, log_q: Tensor) -> Kind:
     """Contributions q f(u) and their derivatives q (f(u) - u f'(u)) of an f-divergence that is given by its generator, f' by
     autograd, in float64 (u may be large). At u = 0 the limits are taken just above it, unless f is infinite there."""
     wide_p, wide_q = log_p.double(), log_q.double()
@@ -124,10 +158,10 @@ def _generated(f: Generator, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tens
         (slope,) = torch.autograd.grad(value.sum(), at)
     value = torch.where((u == 0) & torch.isinf(f(u)), torch.inf, value.detach())
     entry, tilt = (q * value).masked_fill(none, 0.0), (q * (value - at.detach() * slope)).masked_fill(none, 0.0)
-    return entry.to(log_q.dtype), tilt.to(log_q.dtype)
+    return entry.to(log_q.dtype), lambda: tilt.to(log_q.dtype)
 
 
-_KINDS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
+_KINDS: dict[str, Callable[[_Pair, float], Kind]] = {
     "forward_kl": _forward_kl,
     "reverse_kl": _reverse_kl,
     "jsd": _jsd,
@@ -147,6 +181,26 @@ def _check_pair(student: Tensor, teacher: Tensor) -> None:
         raise ValueError(f"divergences need float32 or float64 log-probs, got {student.dtype}")
 
 
+@torch.no_grad()
+def value_and_slope(
+    kind: DivergenceKind, teacher: Tensor, student: Tensor, clip: float | None = None, q: Tensor | None = None
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """(the divergence [N], how to get its derivative with respect to the student's log-probs [N, V]) of log-probs [N, V];
+    `q` are the student's probabilities where they are known. See `divergence`."""
+    for careful in (False, True):
+        if kind.name in _KINDS:
+            entry_NV, slope = _KINDS[kind.name](_Pair(teacher, student, careful, q), kind.beta or 0.0)
+        else:
+            entry_NV, slope = _generated(generator(kind), teacher, student)
+        value_N = entry_NV.sum(-1)
+        if careful or bool(value_N.isfinite().all()):
+            break
+    if clip is None:
+        return value_N, slope
+    value_N = entry_NV.clamp(max=clip).sum(-1)
+    return value_N, lambda: slope().masked_fill(entry_NV > clip, 0.0)
+
+
 def divergence(kind: DivergenceKind, *, student: Tensor, teacher: Tensor, clip: float | None = None) -> Tensor:
     """D(teacher P, student Q) per step, in nats: log-probs [N, V] -> [N].
 
@@ -164,16 +218,8 @@ def divergence(kind: DivergenceKind, *, student: Tensor, teacher: Tensor, clip: 
     _check_pair(student, teacher)
     if clip is not None and not clip > 0:
         raise UserError(f"divergence clip needs a number above 0, got {clip:g}")
-    with torch.no_grad():
-        if kind.name in _KINDS:
-            entry_NV, slope_NV = _KINDS[kind.name](teacher, student, kind.beta or 0.0)
-        else:
-            entry_NV, slope_NV = _generated(generator(kind), teacher, student)
-        if clip is not None:
-            slope_NV.masked_fill_(entry_NV > clip, 0.0)
-            entry_NV.clamp_(max=clip)
-        value_N = entry_NV.sum(-1)
-    return with_slope(student, value_N, slope_NV)
+    value_N, slope = value_and_slope(kind, teacher, student.detach(), clip)
+    return with_slope(student, value_N, slope) if torch.is_grad_enabled() else value_N
 
 
 def _mass(logp_NV: Tensor, index_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +234,7 @@ def _tail(logp_NV: Tensor, index_NK: Tensor) -> Tensor:
         rest_NV = logp_NV.scatter(-1, index_NK, -torch.inf)
         tail_N = rest_NV.logsumexp(-1)
         share_NV = rest_NV.sub_(tail_N.masked_fill(tail_N == -torch.inf, 0.0).unsqueeze(-1)).exp_()
-    return with_slope(logp_NV, tail_N, share_NV)
+    return with_slope(logp_NV, tail_N, lambda: share_NV)
 
 
 def tail_logp(top_logp_NK: Tensor) -> Tensor:
@@ -215,22 +261,48 @@ def restrict(
     """
     _check_pair(student_logp_NV, teacher_logp_NV)
     teacher_logp_NV = teacher_logp_NV.detach()
+    index_NK = outcomes(support, student_logp_NV=student_logp_NV, teacher_logp_NV=teacher_logp_NV)
+    if index_NK is None:
+        whole_N = torch.ones_like(teacher_logp_NV[..., 0])
+        return student_logp_NV, teacher_logp_NV, whole_N, whole_N
+    student_NK, student_captured_N = narrowed(student_logp_NV, index_NK, support.tail)
+    teacher_NK, teacher_captured_N = narrowed(teacher_logp_NV, index_NK, support.tail)
+    return student_NK, teacher_NK, student_captured_N, teacher_captured_N
+
+
+@torch.no_grad()
+def outcomes(support: Support, *, student_logp_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor | None:
+    """Indices [N, K] of the outcomes that a support looks at; None: all. See `restrict`."""
     if support.name == "sampled":
         raise ValueError("support sampled has no outcomes to sum over: use redistill.objectives.estimators.estimate")
     if support.name == "full" or support.k >= student_logp_NV.shape[-1]:
-        whole_N = torch.ones_like(teacher_logp_NV[..., 0])
-        return student_logp_NV, teacher_logp_NV, whole_N, whole_N
-    chosen_NV = student_logp_NV.detach() if support.of == "student" else teacher_logp_NV
-    index_NK = chosen_NV.topk(support.k, dim=-1).indices
-    student_NK, student_captured_N = _mass(student_logp_NV, index_NK)
-    teacher_NK, teacher_captured_N = _mass(teacher_logp_NV, index_NK)
-    if support.tail:
-        student_NK = torch.cat([student_NK, _tail(student_logp_NV, index_NK).unsqueeze(-1)], dim=-1)
-        teacher_NK = torch.cat([teacher_NK, _tail(teacher_logp_NV, index_NK).unsqueeze(-1)], dim=-1)
-    else:
-        student_NK = student_NK.log_softmax(-1)
-        teacher_NK = teacher_NK.log_softmax(-1)
-    return student_NK, teacher_NK, student_captured_N, teacher_captured_N
+        return None
+    return likeliest(student_logp_NV if support.of == "student" else teacher_logp_NV, support.k)
+
+
+def narrowed(logp_NV: Tensor, index_NK: Tensor, tail: bool) -> tuple[Tensor, Tensor]:
+    """(log-probs of the outcomes at the indices and of the rest as one more, or renormalised [N, K'], captured [N])."""
+    top_NK, captured_N = _mass(logp_NV, index_NK)
+    if tail:
+        return torch.cat([top_NK, _tail(logp_NV, index_NK).unsqueeze(-1)], dim=-1), captured_N
+    return top_NK.log_softmax(-1), captured_N
+
+
+def likeliest(values_NV: Tensor, k: int) -> Tensor:
+    """Indices [N, K] of the k largest of each row, exactly (order and choice among equals are open). The k largest stand in
+    the k groups with the largest maxima, so one pass over the row and a sort of a few groups are enough."""
+    size = int((values_NV.shape[-1] / k) ** 0.5)
+    groups = values_NV.shape[-1] // max(size, 1)
+    if size < 4 or values_NV.ndim != 2:
+        return values_NV.topk(k, dim=-1).indices
+    whole = groups * size
+    best_NG = (
+        values_NV[:, :whole].unflatten(-1, (groups, size)).amax(-1).topk(min(k, groups), dim=-1, sorted=False).indices
+    )
+    inside_NC = (best_NG.unsqueeze(-1) * size + torch.arange(size, device=best_NG.device)).flatten(1)
+    beyond_C = torch.arange(whole, values_NV.shape[-1], device=best_NG.device)
+    places_NC = torch.cat([inside_NC, beyond_C.expand(len(values_NV), -1)], dim=-1)
+    return places_NC.gather(-1, values_NV.gather(-1, places_NC).topk(k, dim=-1).indices)
 
 
 def generator(kind: DivergenceKind) -> Generator:

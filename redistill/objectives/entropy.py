@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,17 @@ def entropy(logp_NV: Tensor) -> Tensor:
 
     -inf is a legal log-prob (0 log 0 = 0, without gradient). Gradient flows; one tensor [N, V] waits for backward.
     """
-    with torch.no_grad():
-        p_NV = logp_NV.exp()
-        entry_NV = torch.where(p_NV == 0, 0.0, -p_NV * logp_NV)
+    value_N, slope = entropy_and_slope(logp_NV.detach())
+    return with_slope(logp_NV, value_N, slope) if torch.is_grad_enabled() else value_N
+
+
+@torch.no_grad()
+def entropy_and_slope(logp_NV: Tensor, p_NV: Tensor | None = None) -> tuple[Tensor, Callable[[], Tensor]]:
+    """(the entropy [N], how to get its derivative with respect to the log-probs [N, V]); `p_NV` where it is known."""
+    q_NV = logp_NV.exp() if p_NV is None else p_NV
+    entry_NV = (q_NV * logp_NV).neg_()
+    value_N = entry_NV.sum(-1)
+    if not bool(value_N.isfinite().all()):
+        entry_NV.masked_fill_(q_NV == 0, 0.0)
         value_N = entry_NV.sum(-1)
-    return with_slope(logp_NV, value_N, entry_NV.sub_(p_NV))
+    return value_N, lambda: entry_NV - q_NV
