@@ -41,9 +41,10 @@ class TeacherAt(Protocol):
 WITHOUT_GRADIENT = (TeacherLogProb, TeacherEntropy, CapturedMass)
 """Quantities that are measured and not differentiated."""
 
-Memo = dict[tuple[Any, ...], tuple[Tensor, Tensor]]
-"""Of a divergence over K outcomes: their indices [n, K] and the teacher's log-probs there (and of the rest) [n, K']. Small
-enough to keep from one evaluation of the same steps to the next, which then needs no teacher."""
+Memo = dict[tuple[Any, ...], tuple[Tensor, Tensor, Tensor]]
+"""Of a divergence over K outcomes: their indices [n, K], and the log-probs there (and of the rest) [n, K'] of teacher and
+student. Small enough to keep from one evaluation of the same steps to the next, which then needs no teacher; the student's,
+because a slope may have a jump where both are equal, and they must be equal to the last bit there."""
 
 
 def memo_key(quantity: DivergenceOf) -> tuple[Any, ...]:
@@ -111,16 +112,19 @@ def _divergence(
     quantity: DivergenceOf, student_nV: Tensor, teacher: TeacherAt, memo: Memo | None
 ) -> tuple[Tensor, Tensor]:
     known = (memo or {}).get(memo_key(quantity))
+    tail = quantity.support.tail
     if known is None:
         teacher_nV = teacher_seen(quantity, student_nV, teacher)
         index_nK = outcomes(quantity.support, student_logp_NV=student_nV, teacher_logp_NV=teacher_nV)
         if index_nK is None:
             value_n = divergence(quantity.kind, student=student_nV, teacher=teacher_nV, clip=quantity.clip)
             return torch.where(teacher.valid_n, value_n, torch.zeros_like(value_n)), torch.ones_like(value_n).detach()
-        known = index_nK, narrowed(teacher_nV, index_nK, quantity.support.tail)[0].detach()
-        if memo is not None:
-            memo[memo_key(quantity)] = known
-    student_nK, captured_n = narrowed(student_nV, known[0], quantity.support.tail)
-    value_n = divergence(quantity.kind, student=student_nK, teacher=known[1], clip=quantity.clip)
+        teacher_nK = narrowed(teacher_nV, index_nK, tail)[0].detach()
+    else:
+        index_nK, teacher_nK, _ = known
+    student_nK, captured_n = narrowed(student_nV, index_nK, tail)
+    if memo is not None:
+        memo.setdefault(memo_key(quantity), (index_nK, teacher_nK, student_nK.detach()))
+    value_n = divergence(quantity.kind, student=student_nK, teacher=teacher_nK, clip=quantity.clip)
     nothing_n = torch.zeros_like(captured_n)
     return torch.where(teacher.valid_n, value_n, nothing_n), torch.where(teacher.valid_n, captured_n, nothing_n)

@@ -111,20 +111,18 @@ class _Sums:
         self.total_n += slope_nV.sum(-1)
         self.dense_nV = slope_nV if self.dense_nV is None else self.dense_nV.add_(slope_nV)
 
-    def _add_narrow(self, quantity: DivergenceOf, slope_n1: Tensor, index_nK: Tensor, teacher_nK: Tensor) -> bool:
+    def _add_narrow(
+        self, quantity: DivergenceOf, slope_n1: Tensor, index_nK: Tensor, teacher_nK: Tensor, own_nK: Tensor
+    ) -> bool:
         """A divergence over K outcomes, with the rest as one more or renormalised."""
-        own_nK = self.own_nV.gather(-1, index_nK)
+        slope_nK = value_and_slope(quantity.kind, teacher_nK, own_nK, quantity.clip)[1]() * slope_n1
         if not quantity.support.tail:
-            own_nK = own_nK.log_softmax(-1)
-            slope_nK = value_and_slope(quantity.kind, teacher_nK, own_nK, quantity.clip)[1]() * slope_n1
             self._add_entries(index_nK, slope_nK - own_nK.exp() * slope_nK.sum(-1, keepdim=True))
             return True
         rest_nV = self.q_nV.scatter(-1, index_nK, 0.0)
         tail_n1 = rest_nV.sum(-1, keepdim=True)
         if float(tail_n1.min()) < SMALLEST_TAIL:
             return False
-        own_nK = torch.cat([own_nK, tail_n1.log()], dim=-1)
-        slope_nK = value_and_slope(quantity.kind, teacher_nK, own_nK, quantity.clip)[1]() * slope_n1
         self._add_entries(index_nK, slope_nK[:, :-1])
         self._add_dense(rest_nV.mul_(slope_nK[:, -1:] / tail_n1))
         return True
