@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from redistill.text import native
 from redistill.text.cache import SharedCache, SlotCache, attention_windows
-from redistill.text.portable import Portable, normed, rotated, split
+from redistill.text.portable import Portable
 
 if TYPE_CHECKING:
     from redistill.text.models import LanguageModel
@@ -37,6 +37,8 @@ _ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 _ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position alone, not on the length of the text."""
 _PROBE_TOKENS = 12
+_LONG = 512
+"""Tokens of a prompt above which torch's attention reads it."""
 _log = logging.getLogger(__name__)
 
 
@@ -94,7 +96,13 @@ class Decoder:
         self.layers = [_layer(part, self._kind(config, i), self.dtype) for i, part in enumerate(base.layers)]
         self.norm = _norm(base.norm)
         self.head = lm.head()
-        self.product = Product(self.head.weight_VD, self.head.bias_V, self.head.weight_VD.dtype, pack=False)
+        weight_VD = self.head.weight_VD.detach()
+        self.packed_head: Tensor | None = None
+        self.product: Product | None = None
+        if self.dtype == torch.bfloat16 and _has_head(self.kernels) and weight_VD.shape[1] % 2 == 0:
+            self.packed_head = native.pack_head(weight_VD)
+        else:
+            self.product = Product(weight_VD, None, weight_VD.dtype, pack=False)
         self.print = fingerprint(lm)
 
     def _kind(self, config: Any, i: int) -> str:
@@ -110,7 +118,7 @@ class Decoder:
                 self.tables[kind] = (cos[0].contiguous(), sin[0].contiguous())
 
     def _run(self, ids_M: Tensor, attend: Callable[[int, _Layer, Tensor], Tensor]) -> Tensor:
-        """Final hidden states [M, D], float32, of tokens that `attend` lets see each other."""
+        """Final hidden states [M, D], in the type that `logits` takes, of tokens that `attend` lets see each other."""
         kernels, eps = self.kernels, self.eps
         x_MD = F.embedding(ids_M, self.embedding).float() * self.embedding_scale
         h_MD = kernels.add_norm(x_MD, None, None, self.layers[0].norm, eps, self.dtype)
@@ -119,13 +127,22 @@ class Decoder:
             h_MD = kernels.add_norm(x_MD, y_MD, layer.post_attention, layer.norm_mlp, eps, self.dtype)
             y_MD = layer.down(kernels.gated(layer.both(h_MD), self.activation))
             last = i + 1 == len(self.layers)
-            after, dtype = (self.norm, torch.float32) if last else (self.layers[i + 1].norm, self.dtype)
+            after = self.norm if last else self.layers[i + 1].norm
+            dtype = torch.float32 if last and self.packed_head is None else self.dtype
             h_MD = kernels.add_norm(x_MD, y_MD, layer.post_mlp, after, eps, dtype)
         return h_MD
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Logits [N, V] in float32, as `Head.logits`."""
-        logits_NV = self.product(hidden_ND.to(self.product.weight.dtype)).float()
+        """Logits [N, V] in float32, as `Head.logits`. In bfloat16 the inputs of the product are rounded and its sums are
+        float32, where the kernel can; else the head is float32 throughout."""
+        if self.packed_head is not None:
+            assert isinstance(self.kernels, native.Kernels)
+            logits_NV = self.kernels.head(hidden_ND.contiguous(), self.packed_head, len(self.head.weight_VD))
+        else:
+            assert self.product is not None
+            logits_NV = self.product(hidden_ND.to(self.product.weight.dtype)).float()
+        if self.head.bias_V is not None:
+            logits_NV += self.head.bias_V
         if self.head.scale != 1.0:
             logits_NV *= self.head.scale
         softcap = self.head.softcap
@@ -142,31 +159,17 @@ class Decoder:
         kept: list[tuple[Tensor, Tensor]] = []
 
         def attend(i: int, layer: _Layer, qkv_ME: Tensor) -> Tensor:
-            q, k, v = split(qkv_ME.view(prompts, length, -1), self.kv_heads, self.width)
-            cos, sin = (table[:length, None] for table in self.tables[layer.kind])
-            mask = self._banded(layer.kind, length)
-            q = rotated(normed(q, layer.query_key[0], self.eps), cos, sin).to(self.dtype).transpose(1, 2)
-            k = rotated(normed(k, layer.query_key[1], self.eps), cos, sin).to(self.dtype).transpose(1, 2)
-            v = v.transpose(1, 2)
-            kept.append((k.contiguous(), v.contiguous()))
-            groups = q.shape[1] // self.kv_heads
-            out = F.scaled_dot_product_attention(
-                q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1),
-                attn_mask=mask, is_causal=mask is None, scale=self.scale,
-            )  # fmt: skip
-            return out.transpose(1, 2).reshape(prompts * length, -1)
+            tables, window = self.tables[layer.kind], self.windows[layer.kind]
+            # The kernel goes token by token, which pays until a text is so long that its scores are a matrix product.
+            kernels = self.kernels if length <= _LONG else Portable()
+            out_ME, keys, values = kernels.read(
+                qkv_ME, prompts, self.kv_heads, self.width, *tables, layer.query_key, window, self.eps, self.scale
+            )
+            kept.append((keys, values))
+            return out_ME
 
         hidden_MD = self._run(ids_PL.reshape(-1), attend)
         return kept, hidden_MD.view(prompts, length, -1)
-
-    def _banded(self, kind: str, length: int) -> Tensor | None:
-        """The causal mask of a window that is narrower than the text; None where causality is all."""
-        window = self.windows[kind]
-        if window is None or window >= length:
-            return None
-        at = torch.arange(length, device=self.device)
-        back = at[:, None] - at
-        return (back >= 0) & (back < window)
 
     def step(self, ids_N: Tensor, column_N: Tensor, cache: Any) -> Tensor:
         """Logits [N, V] after one more token a row, whose key and value go to the row's column of the cache."""
@@ -178,6 +181,10 @@ class Decoder:
             )
 
         return self.logits(self._run(ids_N, attend))
+
+
+def _has_head(kernels: object) -> bool:
+    return isinstance(kernels, native.Kernels) and kernels.has_head
 
 
 def _layer(part: Any, kind: str, dtype: torch.dtype) -> _Layer:
@@ -304,4 +311,4 @@ def _gap(lm: LanguageModel, decoder: Decoder) -> float:
     theirs = lm.hidden(ids_1L).last_hidden_state.float()
     if not bool(theirs.isfinite().all()):
         return 0.0  # diverged weights are refused where they are drawn from
-    return float((decoder.prefill(ids_1L)[1] - theirs).norm() / theirs.norm())
+    return float((decoder.prefill(ids_1L)[1].float() - theirs).norm() / theirs.norm())

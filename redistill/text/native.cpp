@@ -225,44 +225,90 @@ template <class T> inline void fetch(const T *keys, const T *values, int64_t cou
     }
 }
 
+inline std::vector<float> &scratch() {
+    static thread_local std::vector<float> kept;
+    return kept;
+}
+
+// How the heads of a layer are placed and weighed.
+struct Heads {
+    const float *cos, *sin, *q_norm, *k_norm;
+    int heads, kv_heads, d, window;
+    float eps, scale;
+    int group() const { return heads / kv_heads; }
+    int64_t width() const { return (int64_t)(heads + 2 * kv_heads) * d; }
+    int first(int column) const { return window > 0 && column >= window ? column - window + 1 : 0; }
+};
+
+// Write key and value of head h of one token's fused product to their places.
+template <class T> inline void keep(const T *row, T *key, T *value, int column, int h, const Heads &of) {
+    std::vector<float> &y = scratch();
+    y.resize(of.d);
+    const int64_t at = (int64_t)column * of.d;
+    placed(row + (of.heads + h) * of.d, y.data(), of.d, of.cos + at, of.sin + at, of.k_norm, of.eps);
+    for (int i = 0; i < of.d; i++) put(key + i, y[i]);
+    memcpy(value, row + (of.heads + of.kv_heads + h) * of.d, sizeof(T) * of.d);
+}
+
+// Attention of one token's query heads that share key head h.
 template <class T>
-void attend(const T *qkv, T *out, Slots<T> slots, const float *cos, const float *sin, const float *q_norm,
-            const float *k_norm, int rows, int heads, int kv_heads, int d, int window, float eps, float scale) {
-    int group = heads / kv_heads;
+inline void look(const T *row, T *out, Span<T> prompt, Span<T> own, int column, int h, const Heads &of) {
+    static thread_local std::vector<float> q, score;
+    const int group = of.group(), d = of.d;
+    const int64_t at = (int64_t)column * d;
+    q.resize((size_t)group * d);
+    score.resize((size_t)4 * (column + 1));
+    for (int g = 0; g < group; g++)
+        placed(row + (h * group + g) * d, q.data() + g * d, d, of.cos + at, of.sin + at, of.q_norm, of.eps);
+    T *to = out + (int64_t)h * group * d;
+    if (d == 64)
+        attend_group<T, 16, 4>(q.data(), prompt, own, d, group, of.scale, score.data(), to);
+    else if (d % 16 == 0)
+        attend_group<T, 16, 0>(q.data(), prompt, own, d, group, of.scale, score.data(), to);
+    else
+        attend_group<T, 8, 0>(q.data(), prompt, own, d, group, of.scale, score.data(), to);
+}
+
+// One new token a row.
+template <class T> void attend(const T *qkv, T *out, Slots<T> slots, int rows, const Heads &of) {
+    const int64_t d = of.d;
     // Rows of a group stand together, so that their prompt's head stays in the cache near the core.
 #pragma omp parallel for collapse(2) schedule(static)
-    for (int h = 0; h < kv_heads; h++)
+    for (int h = 0; h < of.kv_heads; h++)
         for (int n = 0; n < rows; n++) {
-            static thread_local std::vector<float> q, score;
             const int column = (int)slots.columns[n], before = (int)slots.lengths[n], at = column - before;
-            const int first = window > 0 && column >= window ? column - window + 1 : 0;
-            q.resize((size_t)(group + 1) * d);
-            score.resize((size_t)4 * (column + 1));
-            const T *row = qkv + (int64_t)n * (heads + 2 * kv_heads) * d;
-            const float *c = cos + (int64_t)column * d, *s = sin + (int64_t)column * d;
-            T *keys = slots.keys + ((int64_t)n * kv_heads + h) * slots.width * d;
-            T *values = slots.values + ((int64_t)n * kv_heads + h) * slots.width * d;
+            const int first = of.first(column);
+            T *keys = slots.keys + ((int64_t)n * of.kv_heads + h) * slots.width * d;
+            T *values = slots.values + ((int64_t)n * of.kv_heads + h) * slots.width * d;
             // The next row's own columns, which nothing has touched since the last step, start to come meanwhile.
-            if (n + 1 < rows) fetch(keys + kv_heads * slots.width * d, values + kv_heads * slots.width * d,
-                                    (slots.columns[n + 1] - slots.lengths[n + 1]) * d);
-            float *key = q.data() + group * d;
-            placed(row + (heads + h) * d, key, d, c, s, k_norm, eps);
-            for (int i = 0; i < d; i++) put(keys + (int64_t)at * d + i, key[i]);
-            memcpy(values + (int64_t)at * d, row + (heads + kv_heads + h) * d, sizeof(T) * d);
-            for (int g = 0; g < group; g++) placed(row + (h * group + g) * d, q.data() + g * d, d, c, s, q_norm, eps);
-            int64_t skipped = (int64_t)(first < before ? first : before) * d;
-            Span<T> prompt = {(const T *)slots.prompts[2 * n] + h * slots.strides[n] + skipped,
-                              (const T *)slots.prompts[2 * n + 1] + h * slots.strides[n] + skipped,
-                              before - (int)(skipped / d)};
-            int64_t cut = first > before ? first - before : 0;
+            if (n + 1 < rows)
+                fetch(keys + of.kv_heads * slots.width * d, values + of.kv_heads * slots.width * d,
+                      (slots.columns[n + 1] - slots.lengths[n + 1]) * d);
+            keep(qkv + n * of.width(), keys + at * d, values + at * d, column, h, of);
+            const int64_t skipped = first < before ? first : before, cut = first - skipped;
+            Span<T> prompt = {(const T *)slots.prompts[2 * n] + h * slots.strides[n] + skipped * d,
+                              (const T *)slots.prompts[2 * n + 1] + h * slots.strides[n] + skipped * d,
+                              before - (int)skipped};
             Span<T> own = {keys + cut * d, values + cut * d, at + 1 - (int)cut};
-            T *to = out + ((int64_t)n * heads + h * group) * d;
-            if (d == 64)
-                attend_group<T, 16, 4>(q.data(), prompt, own, d, group, scale, score.data(), to);
-            else if (d % 16 == 0)
-                attend_group<T, 16, 0>(q.data(), prompt, own, d, group, scale, score.data(), to);
-            else
-                attend_group<T, 8, 0>(q.data(), prompt, own, d, group, scale, score.data(), to);
+            look(qkv + n * of.width(), out + (int64_t)n * of.heads * d, prompt, own, column, h, of);
+        }
+}
+
+// Prompts of `length` tokens each: keys and values [prompts, kv_heads, length, d] are written, each token sees those up to it.
+template <class T>
+void read(const T *qkv, T *out, T *keys, T *values, int prompts, int length, const Heads &of) {
+    const int64_t d = of.d;
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int p = 0; p < prompts; p++)
+        for (int h = 0; h < of.kv_heads; h++) {
+            T *k = keys + ((int64_t)p * of.kv_heads + h) * length * d, *v = values + ((int64_t)p * of.kv_heads + h) * length * d;
+            const T *rows = qkv + (int64_t)p * length * of.width();
+            for (int t = 0; t < length; t++) keep(rows + t * of.width(), k + t * d, v + t * d, t, h, of);
+            for (int t = 0; t < length; t++) {
+                const int first = of.first(t);
+                Span<T> own = {k + first * d, v + first * d, t + 1 - first};
+                look(rows + t * of.width(), out + ((int64_t)p * length + t) * of.heads * d, Span<T>{nullptr, nullptr, 0}, own, t, h, of);
+            }
         }
 }
 
@@ -312,6 +358,49 @@ template <class T> void gated(const T *both, T *out, int rows, int width, int ki
         }
     }
 }
+
+// Logits from bfloat16 states [rows, 2 * pairs] and an output layer in bfloat16, with float32 sums that are kept: oneDNN, as
+// torch calls it, rounds its results to the type of its inputs. The weights come as [vocabulary / 32, pairs, 32, 2].
+#ifdef __AVX512BF16__
+template <int R>
+inline void head_tile(const bf16 *x, const bf16 *w, float *out, int pairs, int64_t vocabulary, int columns) {
+    __m512 sum[R][2];
+    for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+    for (int k = 0; k < pairs; k++) {
+        __m512bh one = (__m512bh)_mm512_loadu_si512(w + k * 64), two = (__m512bh)_mm512_loadu_si512(w + k * 64 + 32);
+        for (int r = 0; r < R; r++) {
+            int32_t both;
+            memcpy(&both, x + ((int64_t)r * pairs + k) * 2, 4);
+            __m512bh state = (__m512bh)_mm512_set1_epi32(both);
+            sum[r][0] = _mm512_dpbf16_ps(sum[r][0], one, state);
+            sum[r][1] = _mm512_dpbf16_ps(sum[r][1], two, state);
+        }
+    }
+    __mmask16 low = columns >= 16 ? 0xffff : (1 << columns) - 1;
+    __mmask16 high = columns >= 32 ? 0xffff : (columns > 16 ? (1 << (columns - 16)) - 1 : 0);
+    for (int r = 0; r < R; r++) {
+        _mm512_mask_storeu_ps(out + r * vocabulary, low, sum[r][0]);
+        if (high) _mm512_mask_storeu_ps(out + r * vocabulary + 16, high, sum[r][1]);
+    }
+}
+
+void head(const bf16 *x, const bf16 *w, float *out, int rows, int pairs, int vocabulary) {
+    const int blocks = (vocabulary + 31) / 32;
+#pragma omp parallel for schedule(static)
+    for (int b = 0; b < blocks; b++) {
+        const bf16 *block = w + (int64_t)b * pairs * 64;
+        const int columns = vocabulary - b * 32 < 32 ? vocabulary - b * 32 : 32;
+        for (int n = 0; n < rows;) {
+            const bf16 *states = x + (int64_t)n * pairs * 2;
+            float *to = out + (int64_t)n * vocabulary + b * 32;
+            const int left = rows - n;
+            if (left >= 8) head_tile<8>(states, block, to, pairs, vocabulary, columns), n += 8;
+            else if (left >= 4) head_tile<4>(states, block, to, pairs, vocabulary, columns), n += 4;
+            else head_tile<1>(states, block, to, pairs, vocabulary, columns), n += 1;
+        }
+    }
+}
+#endif
 
 const int BLOCK = 256;
 
@@ -374,15 +463,22 @@ void pick(const float *logits, const double *uniform, int64_t *ids, float *logp,
 }  // namespace
 
 extern "C" {
+#define HEADS()                                                                                                    \
+    const float *cos, const float *sin, const float *q_norm, const float *k_norm, int rows, int heads, int kv_heads, int d, \
+        int64_t width, int window, float eps, float scale
 #define ATTEND(NAME, T)                                                                                              \
-    void NAME(const T *qkv, T *out, T *keys, T *values, const int64_t *prompts, const int64_t *rows_of, const float *cos, \
-              const float *sin, const float *q_norm, const float *k_norm, int rows, int heads, int kv_heads, int d,       \
-              int64_t width, int window, float eps, float scale) {                                                   \
+    void NAME(const T *qkv, T *out, T *keys, T *values, const int64_t *prompts, const int64_t *rows_of, HEADS()) {     \
         Slots<T> slots = {keys, values, width, prompts, rows_of, rows_of + rows, rows_of + 2 * rows};                   \
-        attend(qkv, out, slots, cos, sin, q_norm, k_norm, rows, heads, kv_heads, d, window, eps, scale);               \
+        attend(qkv, out, slots, rows, Heads{cos, sin, q_norm, k_norm, heads, kv_heads, d, window, eps, scale});         \
+    }
+#define READ(NAME, T)                                                                                                \
+    void NAME(const T *qkv, T *out, T *keys, T *values, HEADS()) {                                                     \
+        read(qkv, out, keys, values, rows, (int)width, Heads{cos, sin, q_norm, k_norm, heads, kv_heads, d, window, eps, scale}); \
     }
 ATTEND(attend_f, float)
 ATTEND(attend_h, bf16)
+READ(read_f, float)
+READ(read_h, bf16)
 void add_norm_ff(float *x, const float *y, const float *p, const float *w, float *out, int rows, int width, float eps) {
     add_norm(x, y, p, w, out, rows, width, eps);
 }
@@ -394,6 +490,18 @@ void add_norm_hf(float *x, const bf16 *y, const float *p, const float *w, float 
 }
 void gated_f(const float *both, float *out, int rows, int width, int kind) { gated(both, out, rows, width, kind); }
 void gated_h(const bf16 *both, bf16 *out, int rows, int width, int kind) { gated(both, out, rows, width, kind); }
+int has_head() {
+#ifdef __AVX512BF16__
+    return 1;
+#else
+    return 0;
+#endif
+}
+void head_h(const bf16 *x, const bf16 *w, float *out, int rows, int pairs, int vocabulary) {
+#ifdef __AVX512BF16__
+    head(x, w, out, rows, pairs, vocabulary);
+#endif
+}
 void pick_f(const float *z, const double *u, int64_t *ids, float *logp, int rows, int vocabulary, float inverse) {
     pick(z, u, ids, logp, rows, vocabulary, inverse);
 }

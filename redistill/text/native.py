@@ -27,7 +27,7 @@ from torch import Tensor
 from redistill.text.cache import SharedSlots
 from redistill.text.wheels import cache_root
 
-__all__ = ["Kernels", "get"]
+__all__ = ["Kernels", "get", "pack_head"]
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = (
@@ -43,10 +43,14 @@ _FLAGS = (
 )
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _ATTEND = (_P,) * 10 + (_I, _I, _I, _I, _L, _I, _F, _F)
+_READ = _ATTEND[2:]
 _ADD_NORM = (_P,) * 5 + (_I, _I, _F)
 _ARGUMENTS = {
     "attend_f": _ATTEND,
     "attend_h": _ATTEND,
+    "read_f": _READ,
+    "read_h": _READ,
+    "head_h": (_P, _P, _P, _I, _I, _I),
     "add_norm_ff": _ADD_NORM,
     "add_norm_hh": _ADD_NORM,
     "add_norm_hf": _ADD_NORM,
@@ -67,6 +71,7 @@ class Kernels:
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
             self.call[name] = function
+        self.has_head = bool(library.has_head())
 
     def attend(
         self, qkv_NE: Tensor, slots: SharedSlots, cos: Tensor, sin: Tensor, norms: tuple[Tensor | None, Tensor | None],
@@ -83,6 +88,34 @@ class Kernels:
             _at(norms[1]), rows, heads, kv_heads, width, columns, window or 0, eps, scale,
         )  # fmt: skip
         return out_NE
+
+    def read(
+        self, qkv_ME: Tensor, prompts: int, kv_heads: int, width: int, cos: Tensor, sin: Tensor,
+        norms: tuple[Tensor | None, Tensor | None], window: int | None, eps: float, scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Causal attention of prompts of equal length, one after the other in [M, E]: what the tokens see
+        [M, heads * width], and keys and values [prompts, heads, length, width]."""
+        length, heads = len(qkv_ME) // prompts, qkv_ME.shape[1] // width - 2 * kv_heads
+        out_ME = qkv_ME.new_empty(len(qkv_ME), heads * width)
+        keys, values = (qkv_ME.new_empty(prompts, kv_heads, length, width) for _ in range(2))
+        self.call["read_" + _LETTER[qkv_ME.dtype]](
+            qkv_ME.data_ptr(), out_ME.data_ptr(), keys.data_ptr(), values.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+            _at(norms[0]), _at(norms[1]), prompts, heads, kv_heads, width, length, window or 0, eps, scale,
+        )  # fmt: skip
+        return out_ME, keys, values
+
+    def head(self, hidden_ND: Tensor, packed: Tensor, vocabulary: int) -> Tensor:
+        """float32 logits [N, V] of bfloat16 states and a weight that `pack_head` laid out."""
+        logits_NV = torch.empty(len(hidden_ND), vocabulary)
+        self.call["head_h"](
+            hidden_ND.data_ptr(),
+            packed.data_ptr(),
+            logits_NV.data_ptr(),
+            len(hidden_ND),
+            hidden_ND.shape[1] // 2,
+            vocabulary,
+        )
+        return logits_NV
 
     def add_norm(
         self, x_ND: Tensor, y_ND: Tensor | None, post_D: Tensor | None, weight_D: Tensor, eps: float, dtype: torch.dtype
@@ -112,6 +145,16 @@ class Kernels:
             inverse,
         )  # fmt: skip
         return ids_N, logp_N
+
+
+def pack_head(weight_VD: Tensor) -> Tensor:
+    """A bfloat16 copy of an output layer [V, D], D even, as `Kernels.head` reads it: [V / 32, D / 2, 32, 2]."""
+    vocabulary, width = weight_VD.shape
+    blocks = -(-vocabulary // 32)
+    whole = torch.zeros(blocks * 32, width, dtype=torch.bfloat16)
+    whole[:vocabulary] = weight_VD
+    pairs = whole.view(torch.int32).view(blocks, 32, width // 2)
+    return pairs.transpose(1, 2).contiguous().view(torch.bfloat16)
 
 
 def _at(tensor: Tensor | None) -> int | None:

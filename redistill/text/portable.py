@@ -43,6 +43,27 @@ class Portable:
         )  # fmt: skip
         return out_NKGd.reshape(rows, -1)
 
+    def read(
+        self, qkv_ME: Tensor, prompts: int, kv_heads: int, width: int, cos: Tensor, sin: Tensor,
+        norms: tuple[Tensor | None, Tensor | None], window: int | None, eps: float, scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Causal attention of prompts of equal length, one after the other in [M, E]: what the tokens see
+        [M, heads * width], and keys and values [prompts, heads, length, width]."""
+        length, dtype = len(qkv_ME) // prompts, qkv_ME.dtype
+        q, k, v = (part.transpose(1, 2) for part in split(qkv_ME.view(prompts, length, -1), kv_heads, width))
+        q = rotated(normed(q, norms[0], eps), cos[:length], sin[:length]).to(dtype)
+        k, v = rotated(normed(k, norms[1], eps), cos[:length], sin[:length]).to(dtype).contiguous(), v.contiguous()
+        mask = None
+        if window is not None and window < length:
+            at = torch.arange(length, device=qkv_ME.device)
+            mask = (at[:, None] >= at) & (at[:, None] - at < window)
+        groups = q.shape[1] // kv_heads
+        out = F.scaled_dot_product_attention(
+            q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), attn_mask=mask, is_causal=mask is None,
+            scale=scale,
+        )  # fmt: skip
+        return out.transpose(1, 2).reshape(len(qkv_ME), -1), k, v
+
     def add_norm(
         self, x_ND: Tensor, y_ND: Tensor | None, post_D: Tensor | None, weight_D: Tensor, eps: float, dtype: torch.dtype
     ) -> Tensor:

@@ -62,6 +62,39 @@ def test_attend(
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, HALF], ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(9, 3, 64), (4, 2, 8), (5, 1, 128)])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("norms", [False, True])
+def test_read(
+    kernels: native.Kernels, dtype: torch.dtype, heads: int, kv_heads: int, width: int, window: int | None, norms: bool
+) -> None:
+    torch.manual_seed(heads)
+    prompts, length = 3, 13
+    qkv = torch.randn(prompts * length, (heads + 2 * kv_heads) * width).to(dtype)
+    angle = torch.arange(length + 4)[:, None] * torch.rand(width // 2).repeat(2)
+    factors = (torch.rand(width) + 0.5, torch.rand(width) + 0.5) if norms else (None, None)
+    rest = prompts, kv_heads, width, angle.cos(), angle.sin(), factors, window, 1e-5, width**-0.5
+    ours, theirs = kernels.read(qkv, *rest), Portable().read(qkv, *rest)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=TOLERANCE[dtype]["rtol"], atol=2e-6 if dtype == FLOAT else 0.03)
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        torch.testing.assert_close(mine, other, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 21])
+@pytest.mark.parametrize("vocabulary", [5, 32, 50, 111])
+def test_head(kernels: native.Kernels, rows: int, vocabulary: int) -> None:
+    """Products of bfloat16 numbers with float32 sums, against float64; rows do not depend on those beside."""
+    if not kernels.has_head:
+        pytest.skip("this processor does not multiply bfloat16")
+    torch.manual_seed(rows)
+    states, weight = torch.randn(rows, 38).to(HALF), torch.randn(vocabulary, 38)
+    logits = kernels.head(states, native.pack_head(weight), vocabulary)
+    exact = states.double() @ weight.to(HALF).double().T
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+    assert torch.equal(kernels.head(states[-1:], native.pack_head(weight), vocabulary), logits[-1:])
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, HALF], ids=str)
 @pytest.mark.parametrize("post", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 def test_add_norm(kernels: native.Kernels, dtype: torch.dtype, post: bool, last: bool) -> None:
