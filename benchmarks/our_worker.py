@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +31,7 @@ WORDING = "benchmark"
 def add_wording() -> None:
     """Make the workload's wording known to the language domain, so that both libraries' teachers read the same tokens."""
     plain = views.ENGLISH
-    ours = views.Wording(SOLUTION, plain.feedback, plain.attempt, plain.hint, CLOSING)
+    ours = replace(plain, solution=SOLUTION, closing=CLOSING)
     domain.WORDINGS = MappingProxyType({**views.WORDINGS, WORDING: ours})  # type: ignore[attr-defined]
 
 
