@@ -110,7 +110,7 @@ def test_other_domains_are_looked_at_as_far_as_they_can_be(slug: str) -> None:
 def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examined, "available", lambda: 2e7)
     with pytest.raises(UserError, match=r"largest part is activations with 0\.1 GB, set by micro_batch_tokens=2048"):
-        doctor.examine("rft", {})
+        doctor.examine("rft", {"micro_batch_tokens": 2048})
     assert doctor.examine("rft", {"micro_batch_tokens": 64, "sample_batch": 2})["ok"]
 
 

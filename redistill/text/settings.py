@@ -48,7 +48,7 @@ class Settings(RunConfig):
         "what the layers compute in; weights, optimiser and log-probs stay float32",
         choices=("float32", "bfloat16", "auto"),
     )
-    micro_batch_tokens: int = option(2048, "tokens in one forward pass of the update", low=1)
+    micro_batch_tokens: int = option(512, "tokens in one forward pass of the update", low=1)
 
     eval_samples: int = option(0, "samples per held-out prompt for avg@k and pass@k beside greedy; 0 is off", low=0)
     eval_temperature: float = option(1.0, "temperature of those samples", above=0)
