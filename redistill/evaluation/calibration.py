@@ -39,13 +39,25 @@ def sure_when_right(confidence_N: Array, right_N: Array) -> float:
     return float((good_N[:, None] > bad_N[None, :]).mean())
 
 
+def auroc(confidence_N: Array, right_N: Array) -> float:
+    """Area under the ROC curve of confidence as a sign of being right: `sure_when_right` with half the ties added; 0.5, the
+    value of a confidence that says nothing, where all are right or all wrong. In [0, 1]."""
+    right = np.asarray(right_N, dtype=bool)
+    confidence = np.asarray(confidence_N, dtype=np.float64)
+    good_N, bad_N = confidence[right], confidence[~right]
+    if not len(good_N) or not len(bad_N):
+        return 0.5
+    return sure_when_right(confidence, right) + float((good_N[:, None] == bad_N[None, :]).mean()) / 2
+
+
 def stated_confidence(confidence_N: Array, right_N: Array) -> dict[str, float]:
     """What an evaluation says of stated confidences: their mean (`stated`), `overconfidence` (mean confidence minus
-    accuracy), `ece` (10 bins), `calibration` (1 - ece), `brier` and `sure_when_right`."""
+    accuracy), `ece` (10 bins), `calibration` (1 - ece), `brier`, `sure_when_right` and `auroc`."""
     ece = calibration_error(confidence_N, right_N, bins=10)
     return {
         "stated": float(np.mean(confidence_N)), "overconfidence": float(np.mean(confidence_N) - np.mean(right_N)), "ece": ece,
         "calibration": 1.0 - ece, "brier": brier(confidence_N, right_N), "sure_when_right": sure_when_right(confidence_N, right_N),
+        "auroc": auroc(confidence_N, right_N),
     }  # fmt: skip
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from redistill.errors import UserError, nearest
 from redistill.experiments.base import Experiment
+from redistill.experiments.caopd import CAOPD_POCKET
 from redistill.experiments.crd import CRD_DIGITS
 from redistill.experiments.opsd import OPSD_POCKET, OPSD_SMOLLM2
+from redistill.experiments.pi_distill import PI_DISTILL_POCKET
 from redistill.experiments.ps_kd import PS_KD_DIGITS, PS_KD_MNIST
 from redistill.experiments.rltf import RLTF_POCKET
 from redistill.experiments.rpd import RPD_BUTTON
+from redistill.experiments.sd_zero import SD_ZERO_POCKET
 from redistill.experiments.sdpo import SDPO_POCKET, SDPO_SMOLLM2
 from redistill.experiments.srpo import SRPO_POCKET
 from redistill.experiments.ssb import SSB_POCKET, SSB_SMOLLM2
@@ -28,6 +31,9 @@ ALL: dict[tuple[str, str], Experiment] = {
         SRPO_POCKET,
         RLTF_POCKET,
         SSB_POCKET,
+        CAOPD_POCKET,
+        SD_ZERO_POCKET,
+        PI_DISTILL_POCKET,
         SSB_SMOLLM2,
         *TEACHERS,
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from redistill.evaluation.calibration import (
     aurc,
+    auroc,
     brier,
     calibration_error,
     excess_aurc,
@@ -61,13 +62,20 @@ def test_nll_is_scikit_learns_log_loss():
 def test_caopd_check_4_saturated_confidence_and_perfect_levels() -> None:
     right = np.array([1, 1, 0, 0, 0])
     told = stated_confidence(np.ones(5), right)
-    assert told["sure_when_right"] == 0.0
+    assert (told["sure_when_right"], told["auroc"]) == (0.0, 0.5)
     for name in ("overconfidence", "ece", "brier"):
         assert told[name] == pytest.approx(0.6)
     assert told["calibration"] == pytest.approx(0.4)
     assert sure_when_right(np.array([0.9, 0.9, 0.1, 0.1, 0.1]), right) == 1.0
     assert sure_when_right(np.array([0.9, 0.1, 0.1, 0.5, 0.1]), right) == pytest.approx(3 / 6)
     assert sure_when_right(np.array([0.3, 0.7]), np.array([1, 1])) == 0.0
+
+
+def test_auroc_is_scikit_learns_ties_included() -> None:
+    roc_auc_score = pytest.importorskip("sklearn.metrics").roc_auc_score
+    coarse = np.round(CONFIDENCE, 1)  # many ties
+    assert auroc(coarse, RIGHT) == pytest.approx(roc_auc_score(RIGHT, coarse))
+    assert auroc(coarse, np.ones(203)) == auroc(coarse, np.zeros(203)) == 0.5
 
 
 def test_caopd_check_6_the_best_constant_under_brier_is_the_success_rate() -> None:

@@ -1,0 +1,41 @@
+"""CaOPD against plain on-policy self-distillation (specification: "Working here means").
+
+`pocket-self` states 0.90 to 1.00 whatever it is asked, is right half of the time, and copies a demonstration with its confidence.
+"""
+
+from redistill.experiments.base import Arm, Experiment
+
+CAOPD_POCKET = Experiment(
+    slug="caopd",
+    claim="self-distillation from a demonstration leaves stated confidences better calibrated (1 - ECE of greedy answers) with CaOPD than without",
+    metric="calibration",
+    base={
+        "model": "pocket-self", "task": "confident+sums", "steps": 60, "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 20,
+        "eval_prompts": 400, "save_model": "false", "save_every": 1000, "warmup_steps": 0, "weight_decay": 0.0, "utility": "false",
+    },
+    arms={
+        "sdft": Arm("caopd", {"revise": "false"}),
+        "caopd": Arm("caopd", {}),
+        "caopd without the note": Arm("caopd", {"note": "false"}, tuned_as="caopd"),
+        "caopd without a verifier": Arm("caopd", {"source": "agreement"}, tuned_as="caopd"),
+        "caopd, K = 4": Arm("caopd", {"group_size": 4, "prompts_per_step": 16}, tuned_as="caopd"),
+        "caopd, K = 1": Arm("caopd", {"group_size": 1, "prompts_per_step": 64}, tuned_as="caopd"),
+        "caopd wrong context": Arm("caopd", {"wrong_context": "true"}, tuned_as="caopd"),
+    },
+    compare=("caopd", "sdft"),
+    controls={
+        "accuracy: caopd against sdft": ("caopd:accuracy", "sdft:accuracy"),
+        "over-confidence: sdft against caopd": ("sdft:overconfidence", "caopd:overconfidence"),
+        "surer when right: caopd against sdft": ("caopd:sure_when_right", "sdft:sure_when_right"),
+        "caopd against the start": ("caopd", "start"),
+        "with against without the note": ("caopd", "caopd without the note"),
+        "verified against agreement with the teacher": ("caopd", "caopd without a verifier"),
+        "K = 8 against K = 4": ("caopd", "caopd, K = 4"),
+        "K = 8 against K = 1": ("caopd", "caopd, K = 1"),
+        "own context against another prompt's": ("caopd", "caopd wrong context"),
+    },
+    grid={"learning_rate": [1e-4, 3e-4, 1e-3]},
+    budget="60 steps of 64 rollouts for each arm (3,840 generations)",
+    quick={"steps": 10, "eval_prompts": 60},
+    tuning={"steps": 40, "eval_prompts": 200},
+)  # fmt: skip
