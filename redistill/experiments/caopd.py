@@ -7,11 +7,11 @@ from redistill.experiments.base import Arm, Experiment
 
 CAOPD_POCKET = Experiment(
     slug="caopd",
-    claim="self-distillation from a demonstration leaves stated confidences better calibrated (1 - ECE of greedy answers) with CaOPD than without",
-    metric="calibration",
+    claim="self-distillation from a demonstration leaves stated confidences better calibrated (1 - ECE, of answers sampled as the rollouts are) with CaOPD than without",
+    metric="sampled_calibration",
     base={
         "model": "pocket-self", "task": "confident+sums", "steps": 60, "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 20,
-        "eval_prompts": 400, "save_model": "false", "save_every": 1000, "warmup_steps": 0, "weight_decay": 0.0, "utility": "false",
+        "eval_prompts": 200, "eval_samples": 4, "save_model": "false", "save_every": 1000, "warmup_steps": 0, "weight_decay": 0.0, "utility": "false",
     },
     arms={
         "sdft": Arm("caopd", {"revise": "false"}),
@@ -24,9 +24,9 @@ CAOPD_POCKET = Experiment(
     },
     compare=("caopd", "sdft"),
     controls={
-        "accuracy: caopd against sdft": ("caopd:accuracy", "sdft:accuracy"),
-        "over-confidence: sdft against caopd": ("sdft:overconfidence", "caopd:overconfidence"),
-        "surer when right: caopd against sdft": ("caopd:sure_when_right", "sdft:sure_when_right"),
+        "accuracy: caopd against sdft": ("caopd:avg_at_k", "sdft:avg_at_k"),
+        "over-confidence: sdft against caopd": ("sdft:sampled_overconfidence", "caopd:sampled_overconfidence"),
+        "surer when right: caopd against sdft": ("caopd:sampled_sure_when_right", "sdft:sampled_sure_when_right"),
         "caopd against the start": ("caopd", "start"),
         "with against without the note": ("caopd", "caopd without the note"),
         "verified against agreement with the teacher": ("caopd", "caopd without a verifier"),
@@ -34,8 +34,8 @@ CAOPD_POCKET = Experiment(
         "K = 8 against K = 1": ("caopd", "caopd, K = 1"),
         "own context against another prompt's": ("caopd", "caopd wrong context"),
     },
-    grid={"learning_rate": [1e-4, 3e-4, 1e-3]},
+    grid={"learning_rate": [3e-5, 1e-4, 3e-4]},
     budget="60 steps of 64 rollouts for each arm (3,840 generations)",
-    quick={"steps": 10, "eval_prompts": 60},
-    tuning={"steps": 40, "eval_prompts": 200},
+    quick={"steps": 10, "eval_prompts": 40, "eval_samples": 2},
+    tuning={"steps": 40},
 )  # fmt: skip

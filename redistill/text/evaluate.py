@@ -25,7 +25,9 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
     """Accuracy on the task's held-out prompts.
 
     Returns `metric` (the main one's name), `accuracy`, `low`, `high` (Wilson, 95%), `outcomes` (a 0/1 per prompt, for paired comparisons), `length`,
-    `truncated`; with eval_samples k also `avg_at_k` and `pass_at_k`; with `utility`, where prompts have solutions,
+    `truncated`; with eval_samples k also `avg_at_k` and `pass_at_k`; for a task that asks for a confidence what
+    `stated_confidence` says of the greedy answers, and of the samples (`sampled_...`: greedy answers are right more often than
+    the samples whose success a confidence is trained to state); with `utility`, where prompts have solutions,
     `accuracy_in_context`, `accuracy_wrong_context` (another prompt's solution in view) and `utility`, their gain over plain.
     """
     prompts = list(task.held_out(config.eval_prompts))
@@ -60,7 +62,7 @@ def _confidence(task: Task, prompts: Sequence[Prompt], answers: Sequence[Sequenc
     """How well the stated confidences fit, for a task that asks for one; an answer that states none is left out and counted."""
     if not isinstance(task, Confident):
         return {}
-    verdicts = [task.verify(prompt, group[0].text) for prompt, group in zip(prompts, answers)]
+    verdicts = [task.verify(prompt, one.text) for prompt, group in zip(prompts, answers) for one in group]
     stated = [(v.confidence, v.reward >= task.reward_range[1]) for v in verdicts if v.confidence is not None]
     found = {"states_none": 1.0 - len(stated) / len(verdicts)}
     if stated:
@@ -104,7 +106,8 @@ def _sampled(lm: LanguageModel, task: Task, config: Settings, prompts: Sequence[
     groups = answer(lm, task, config, prompts, [Evidence()] * len(prompts), spec, k)
     right = [sum(correct(task, prompt, one) for one in group) for prompt, group in zip(prompts, groups)]
     solved = [pass_at_k(count, k, k) for count in right]
-    return {"avg_at_k": sum(right) / (k * len(right)), "pass_at_k": sum(solved) / len(solved), "k": k}
+    stated = {f"sampled_{name}": value for name, value in _confidence(task, prompts, groups).items()}
+    return {"avg_at_k": sum(right) / (k * len(right)), "pass_at_k": sum(solved) / len(solved), "k": k, **stated}
 
 
 def answer(

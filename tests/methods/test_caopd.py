@@ -171,10 +171,15 @@ def test_a_run_reports_calibration(tmp_path):
 
     given = {
         "model": "pocket", "steps": 1, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24, "eval_prompts": 8,
-        "save_model": "false", "source": "agreement",
+        "save_model": "false", "source": "agreement", "eval_samples": 2,
     }  # fmt: skip
     run = prepare("caopd", given, out=tmp_path / "run", report=reporter(quiet=True, silent=True))
     result = run.go(False)
     run.close()
     assert result["skipped_updates"] == 0
-    assert result["evaluations"]["after"]["states_none"] >= 0.0
+    after = result["evaluations"]["after"]
+    assert after["states_none"] >= 0.0
+    # 16 samples stand behind the one, 8 greedy answers behind the other
+    assert (after["sampled_states_none"] * 16) % 1 == (after["states_none"] * 8) % 1 == 0.0
+    stated = {"calibration", "brier", "auroc"}
+    assert {f"sampled_{name}" for name in stated} <= set(after) or after["sampled_states_none"] == 1.0

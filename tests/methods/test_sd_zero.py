@@ -62,6 +62,16 @@ def test_check_6_only_right_revisions_are_kept_and_the_kinds_are_balanced(bench,
     assert len(loose.method.store) == 6
 
 
+def test_how_phase_1_samples_and_how_many_traces_a_batch_holds(bench, monkeypatch):
+    b, _, revise, calls = prepared(
+        bench, monkeypatch, revisions=2, gather_temperature=1.3, srt_batch=3, balance="false"
+    )
+    assert [call[2:] for call in calls] == [(1, 1.3), (2, 1.3)]
+    assert len(revise.collect(b)) == 3
+    _, _, small, _ = prepared(bench, monkeypatch, srt_batch=1, balance="false")
+    assert len(small.collect(b)) == 1
+
+
 def test_check_2_label_masks_and_where_ends_of_sequence_stand(bench, monkeypatch):
     b, groups, revise, _ = prepared(bench, monkeypatch, srt_batch=4, balance="false")
     eos = b.domain.lm.eos_ids[0]
