@@ -1,32 +1,40 @@
 """CaOPD against plain on-policy self-distillation (specification: "Working here means").
 
 `pocket-self` states 0.90 to 1.00 whatever it is asked, is right half of the time, and copies a demonstration with its confidence.
+The divergence is the released code's forward KL: a student that is sure of the digit "9" gets next to no gradient from the paper's
+reverse KL towards another digit, so its stated confidence stays (the arms with `reverse KL`, at rates of their own).
 """
 
 from redistill.experiments.base import Arm, Experiment
 
+_FORWARD = {"divergence": "forward_kl"}
+
 CAOPD_POCKET = Experiment(
     slug="caopd",
-    claim="self-distillation from a demonstration leaves stated confidences better calibrated (1 - ECE, of answers sampled as the rollouts are) with CaOPD than without",
+    claim="self-distillation from a demonstration leaves the confidences of sampled answers better calibrated (1 - ECE) with CaOPD than without",
     metric="sampled_calibration",
     base={
         "model": "pocket-self", "task": "confident+sums", "steps": 60, "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 20,
         "eval_prompts": 200, "eval_samples": 4, "save_model": "false", "save_every": 1000, "warmup_steps": 0, "weight_decay": 0.0, "utility": "false",
     },
     arms={
-        "sdft": Arm("caopd", {"revise": "false"}),
-        "caopd": Arm("caopd", {}),
-        "caopd without the note": Arm("caopd", {"note": "false"}, tuned_as="caopd"),
-        "caopd without a verifier": Arm("caopd", {"source": "agreement"}, tuned_as="caopd"),
-        "caopd, K = 4": Arm("caopd", {"group_size": 4, "prompts_per_step": 16}, tuned_as="caopd"),
-        "caopd, K = 1": Arm("caopd", {"group_size": 1, "prompts_per_step": 64}, tuned_as="caopd"),
-        "caopd wrong context": Arm("caopd", {"wrong_context": "true"}, tuned_as="caopd"),
+        "sdft": Arm("caopd", {"revise": "false", **_FORWARD}),
+        "caopd": Arm("caopd", _FORWARD),
+        "sdft, reverse KL": Arm("caopd", {"revise": "false"}),
+        "caopd, reverse KL": Arm("caopd"),
+        "caopd without the note": Arm("caopd", {"note": "false", **_FORWARD}, tuned_as="caopd"),
+        "caopd without a verifier": Arm("caopd", {"source": "agreement", **_FORWARD}, tuned_as="caopd"),
+        "caopd, K = 4": Arm("caopd", {"group_size": 4, "prompts_per_step": 16, **_FORWARD}, tuned_as="caopd"),
+        "caopd, K = 1": Arm("caopd", {"group_size": 1, "prompts_per_step": 64, **_FORWARD}, tuned_as="caopd"),
+        "caopd wrong context": Arm("caopd", {"wrong_context": "true", **_FORWARD}, tuned_as="caopd"),
     },
     compare=("caopd", "sdft"),
     controls={
         "accuracy: caopd against sdft": ("caopd:avg_at_k", "sdft:avg_at_k"),
         "over-confidence: sdft against caopd": ("sdft:sampled_overconfidence", "caopd:sampled_overconfidence"),
         "surer when right: caopd against sdft": ("caopd:sampled_sure_when_right", "sdft:sampled_sure_when_right"),
+        "the same with the reverse KL": ("caopd, reverse KL", "sdft, reverse KL"),
+        "forward against reverse KL": ("caopd", "caopd, reverse KL"),
         "caopd against the start": ("caopd", "start"),
         "with against without the note": ("caopd", "caopd without the note"),
         "verified against agreement with the teacher": ("caopd", "caopd without a verifier"),
