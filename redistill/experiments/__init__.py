@@ -7,7 +7,7 @@ from redistill.experiments.base import Experiment
 from redistill.experiments.caopd import CAOPD_POCKET
 from redistill.experiments.crd import CRD_DIGITS
 from redistill.experiments.opsd import OPSD_POCKET, OPSD_SMOLLM2
-from redistill.experiments.pi_distill import PI_DISTILL_POCKET
+from redistill.experiments.pi_distill import PI_DISTILL_HINT, PI_DISTILL_RARE
 from redistill.experiments.ps_kd import PS_KD_DIGITS, PS_KD_MNIST
 from redistill.experiments.rltf import RLTF_POCKET
 from redistill.experiments.rpd import RPD_BUTTON
@@ -33,7 +33,8 @@ ALL: dict[tuple[str, str], Experiment] = {
         SSB_POCKET,
         CAOPD_POCKET,
         SD_ZERO_POCKET,
-        PI_DISTILL_POCKET,
+        PI_DISTILL_HINT,
+        PI_DISTILL_RARE,
         SSB_SMOLLM2,
         *TEACHERS,
     )
