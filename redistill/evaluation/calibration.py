@@ -52,11 +52,11 @@ def auroc(confidence_N: Array, right_N: Array) -> float:
 
 def stated_confidence(confidence_N: Array, right_N: Array) -> dict[str, float]:
     """What an evaluation says of stated confidences: their mean (`stated`), `overconfidence` (mean confidence minus
-    accuracy), `ece` (10 bins), `calibration` (1 - ece), `brier`, `sure_when_right` and `auroc`."""
-    ece = calibration_error(confidence_N, right_N, bins=10)
+    accuracy), `ece` (10 bins), `brier`, `sure_when_right` and `auroc`."""
     return {
-        "stated": float(np.mean(confidence_N)), "overconfidence": float(np.mean(confidence_N) - np.mean(right_N)), "ece": ece,
-        "calibration": 1.0 - ece, "brier": brier(confidence_N, right_N), "sure_when_right": sure_when_right(confidence_N, right_N),
+        "stated": float(np.mean(confidence_N)), "overconfidence": float(np.mean(confidence_N) - np.mean(right_N)),
+        "ece": calibration_error(confidence_N, right_N, bins=10),
+        "brier": brier(confidence_N, right_N), "sure_when_right": sure_when_right(confidence_N, right_N),
         "auroc": auroc(confidence_N, right_N),
     }  # fmt: skip
 

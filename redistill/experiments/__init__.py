@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redistill.errors import UserError, nearest
 from redistill.experiments.base import Experiment
-from redistill.experiments.caopd import CAOPD_POCKET
+from redistill.experiments.caopd import CAOPD_POCKET, CAOPD_SMOLLM2
 from redistill.experiments.crd import CRD_DIGITS
 from redistill.experiments.opsd import OPSD_POCKET, OPSD_SMOLLM2
 from redistill.experiments.pi_distill import PI_DISTILL_HINT, PI_DISTILL_RARE
@@ -32,6 +32,7 @@ ALL: dict[tuple[str, str], Experiment] = {
         RLTF_POCKET,
         SSB_POCKET,
         CAOPD_POCKET,
+        CAOPD_SMOLLM2,
         SD_ZERO_POCKET,
         PI_DISTILL_HINT,
         PI_DISTILL_RARE,

@@ -47,3 +47,32 @@ CAOPD_POCKET = Experiment(
     quick={"steps": 10, "eval_prompts": 40, "eval_samples": 2},
     tuning={"steps": 40},
 )  # fmt: skip
+
+CAOPD_SMOLLM2 = Experiment(
+    slug="caopd",
+    claim="the same on SmolLM2-135M-Instruct with confidences in words, after a warm start that shows every solution with its confidence",
+    metric="sampled_calibration",
+    base={
+        "model": "smollm2-135m", "task": "confident+chain_sum:min_terms=2,max_terms=3,min_digits=1,max_digits=1", "dtype": "bfloat16",
+        "steps": 12, "prompts_per_step": 4, "group_size": 8, "learning_rate": 2e-5, "warmup_steps": 0, "weight_decay": 0.0,
+        "warm_start_steps": 12, "warm_start_in_context": 1, "warm_start_learning_rate": 2e-5, "max_new_tokens": 48,
+        "temperature": 0.7, "eval_temperature": 0.7, "eval_prompts": 80, "eval_samples": 2, "utility": "false", "save_model": "false",
+        "save_every": 1000,
+    },
+    arms={
+        "sdft": Arm("caopd", {"revise": "false", **_FORWARD}),
+        "caopd": Arm("caopd", _FORWARD),
+        "caopd wrong context": Arm("caopd", {"wrong_context": "true", **_FORWARD}),
+    },
+    compare=("caopd", "sdft"),
+    controls={
+        "accuracy: caopd against sdft": ("caopd:avg_at_k", "sdft:avg_at_k"),
+        "over-confidence: sdft against caopd": ("sdft:sampled_overconfidence", "caopd:sampled_overconfidence"),
+        "surer when right: caopd against sdft": ("caopd:sampled_sure_when_right", "sdft:sampled_sure_when_right"),
+        "accuracy: sdft against the warm start": ("sdft:avg_at_k", "warm start:avg_at_k"),
+        "own context against another prompt's": ("caopd", "caopd wrong context"),
+    },
+    grid={},
+    budget="12 warm-start steps of 4 prompts, then 12 steps of 4 prompts with 8 rollouts each; one rate for all",
+    quick={"steps": 1, "warm_start_steps": 1, "eval_prompts": 10},
+)  # fmt: skip

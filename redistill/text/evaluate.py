@@ -59,7 +59,8 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
 
 
 def _confidence(task: Task, prompts: Sequence[Prompt], answers: Sequence[Sequence[Any]]) -> dict[str, float]:
-    """How well the stated confidences fit, for a task that asks for one; an answer that states none is left out and counted."""
+    """How well the stated confidences fit, for a task that asks for one; an answer that states none is left out and
+    counted. `calibration` is (1 - ece) times the share of answers that state one: silence is not calibrated."""
     if not isinstance(task, Confident):
         return {}
     verdicts = [task.verify(prompt, one.text) for prompt, group in zip(prompts, answers) for one in group]
@@ -68,7 +69,7 @@ def _confidence(task: Task, prompts: Sequence[Prompt], answers: Sequence[Sequenc
     if stated:
         confidence, right = (np.asarray(column) for column in zip(*stated))
         found |= stated_confidence(confidence, right)
-    return found
+    return found | {"calibration": (1.0 - found["states_none"]) * (1.0 - found.get("ece", 1.0))}
 
 
 def _by_domain(prompts: Sequence[Prompt], outcomes: Sequence[int]) -> dict[str, float]:

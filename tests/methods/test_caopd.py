@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from redistill.core.episode import flat
@@ -10,6 +12,8 @@ from redistill.core.update import Tally, accumulate
 from redistill.errors import UserError
 from redistill.methods import caopd
 from redistill.tasks.confidence import with_confidence
+from redistill.tasks.loading import load_task
+from redistill.text.evaluate import _confidence
 from redistill.text.views import Evidence
 
 HALF = [[True, True, False, False], [True, False, False, False], [False] * 4]
@@ -181,5 +185,20 @@ def test_a_run_reports_calibration(tmp_path):
     assert after["states_none"] >= 0.0
     # 16 samples stand behind the one, 8 greedy answers behind the other
     assert (after["sampled_states_none"] * 16) % 1 == (after["states_none"] * 8) % 1 == 0.0
-    stated = {"calibration", "brier", "auroc"}
-    assert {f"sampled_{name}" for name in stated} <= set(after) or after["sampled_states_none"] == 1.0
+    assert 0.0 <= after["sampled_calibration"] <= 1.0 - after["sampled_states_none"]
+
+
+def test_an_answer_that_states_no_confidence_is_not_calibrated():
+    task = load_task("confident+sums")
+    prompts = list(task.held_out(2))
+    sure = [with_confidence(p.solution.partition("C")[0], 1.0, "terse") for p in prompts]
+    wrong = with_confidence("1=1", 1.0, "terse")
+    silent = prompts[1].solution.partition("C")[0]
+
+    def found(*said):
+        return _confidence(task, prompts, [[SimpleNamespace(text=text)] for text in said])
+
+    assert found(*sure)["calibration"] == 1.0
+    assert found(sure[0], silent)["calibration"] == found(sure[0], silent)["states_none"] == 0.5
+    assert found(sure[0], wrong)["calibration"] == 0.5
+    assert found(silent, silent) == {"states_none": 1.0, "calibration": 0.0}
