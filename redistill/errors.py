@@ -10,8 +10,13 @@ class UserError(Exception):
     """A user's mistake, told in one plain sentence that names the key, the value and the nearest valid choice."""
 
 
-class Unreachable(UserError):
-    """Something outside of the run stopped answering (a served teacher): nothing of the run is lost, and it can be resumed."""
+class OutsideFault(UserError):
+    """Something outside of the run (a served teacher) answers what cannot be used: nothing of the run is lost, and it can be
+    resumed."""
+
+
+class Unreachable(OutsideFault):
+    """It does not answer at all, or not in time."""
 
 
 def nearest(value: str, choices: Iterable[str], *, many: int = 8) -> str:

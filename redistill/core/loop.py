@@ -18,7 +18,7 @@ from redistill.core.state import Piece, State, Stateful, newest_good
 from redistill.core.stopping import Interrupted, Stop
 from redistill.core.task import Prompt, Task
 from redistill.core.update import update
-from redistill.errors import Unreachable, UserError
+from redistill.errors import OutsideFault, UserError
 
 Report = Callable[[str, Mapping[str, Any]], None]
 """Told what happens ("start", "views", "step", "evaluated", "saved", "warning", ...) with its facts; prints or ignores."""
@@ -122,7 +122,7 @@ class Run:
                 self._save()
                 interrupted.checkpoint = newest_good(self.folder.checkpoints)[0]
                 raise
-            except Unreachable as gone:
+            except OutsideFault as gone:
                 newest = newest_good(self.folder.checkpoints)[0]
                 kept = f"{newest} is intact" if newest else "there was no checkpoint yet"
                 raise UserError(f"{gone}; {kept}: --resume --out {self.folder.path} goes on from there") from None
@@ -221,6 +221,11 @@ class Run:
 
     def _record(self, stage: Stage, groups: Sequence[Group], clock: Clock, trains: bool) -> None:
         self.metrics |= describe_groups(groups)
+        if self.metrics.get("given_up"):
+            self._warn_once(
+                "given_up",
+                f"{self.metrics['given_up']:.0f} answers could not be judged within a limit and got the lowest reward",
+            )
         self._count_omitted()
         record = {"step": self.cursor.step, "stage": stage.name, **self.metrics}
         self.log_file.add({**record, **clock.seconds})
@@ -265,10 +270,13 @@ class Run:
         """Log what a domain left out of the step (prompts that do not fit, by view), and tell of each kind once."""
         for what, count in getattr(self.domain, "omitted", {}).items():
             self.metrics[f"omitted/{what}"] = float(count)
-            if what not in self.told:
-                self.told.add(what)
-                text = f"step {self.cursor.step}: {count} of {what!r} did not fit and were left out; every step's count is in metrics.jsonl"
-                self.report("warning", {"text": text})
+            self._warn_once(what, f"{count} of {what!r} did not fit and were left out")
+
+    def _warn_once(self, what: str, text: str) -> None:
+        """Warn of a kind of thing that is counted at every step, the first time it happens."""
+        if what not in self.told:
+            self.told.add(what)
+            self.report("warning", {"text": f"step {self.cursor.step}: {text}; every step's count is in metrics.jsonl"})
 
     def _evaluate(self, label: str) -> None:
         with self.stop.at_once():
@@ -371,5 +379,6 @@ def describe_groups(groups: Sequence[Group]) -> dict[str, float]:
     if judged:
         rewards = [float(group.rewards.mean()) for group in judged]
         found["reward"] = sum(rewards) / len(rewards)
+        found["given_up"] = float(sum(e.verdict is not None and e.verdict.limit is not None for e in episodes))
         found["dead_groups"] = sum(float(group.rewards.max() == group.rewards.min()) for group in judged) / len(judged)
     return found

@@ -46,6 +46,8 @@ class Verdict:
     """The final answer that was read out of the reply; None when none could be."""
     confidence: float | None = field(default=None, compare=False)
     """The confidence between 0 and 1 that the reply states, for tasks that ask for one; None when it states none."""
+    limit: str | None = field(default=None, compare=False)
+    """The limit ("time", "length", "memory") at which judging was given up; the reward is then the task's lowest. None: judged."""
 
     def __post_init__(self) -> None:
         if self.feedback is not None and not self.feedback.strip():

@@ -21,6 +21,8 @@ MAX_ANSWER = 20_000
 """Characters of a final answer that are judged; a longer one gets reward 0."""
 MAX_DIGITS = 1_000
 """Characters of one number; a longer one is not read as a number."""
+ECHO_WORDS = 5
+"""Words in a row that a reply has to copy from the question to be taken for a copy of it."""
 ANSWER_FORMATS = ("plain", "boxed", "tag")
 REQUESTS = {
     "plain": "",
@@ -130,6 +132,35 @@ def number_value(text: str) -> Fraction | None:
 def is_plain_number(text: str | None) -> bool:
     """Whether `text` is one number that is not a fraction a/b."""
     return text is not None and "/" not in text and number_value(text) is not None
+
+
+def foreign_digit(text: str) -> str | None:
+    """The first digit of another script (or a raised, circled or full-width one) in `text`; None without one."""
+    return next((symbol for symbol in text if symbol.isdigit() and not symbol.isascii()), None)
+
+
+def without_echo(question: str, reply: str, right: str) -> str:
+    """`reply` without every run of words that it copies from the question, whatever the case: runs of ECHO_WORDS words or
+    more, of four more than the `right` answer has when that is longer (so a passage may be quoted as the answer, but not
+    with what stands around it), or the whole of a shorter question. The rest is left as it is."""
+    asked, own = question.casefold().split(), right.split()
+    size = max(ECHO_WORDS, len(own) + ECHO_WORDS - 1)
+    if size > len(asked):
+        size = len(asked)
+        if size < 2 or size <= len(own):
+            return reply
+    runs = {tuple(asked[at : at + size]) for at in range(len(asked) - size + 1)}
+    found = list(re.finditer(r"\S+", reply))
+    words = [match.group().casefold() for match in found]
+    pieces, kept = [], 0
+    copied = -1
+    for at in range(len(words)):
+        if tuple(words[at : at + size]) in runs:
+            copied = at + size
+        if at < copied:
+            pieces.append(reply[kept : found[at].start()])
+            kept = found[at].end()
+    return "".join([*pieces, reply[kept:]])
 
 
 def _segment(reply: str, answer_format: str) -> tuple[str | None, str]:

@@ -252,6 +252,11 @@ def formulas(right: str, answer: str, boxed: bool) -> dict[str, bool]:
     return {"reference": True, "read": bool(given), "equal": equal}
 
 
+def matches(pattern: str, text: str) -> bool:
+    """Whether the regular expression `pattern` matches all of `text`."""
+    return re.fullmatch(pattern, text) is not None
+
+
 OPERATIONS: Mapping[str, Callable[..., Any]] = types.MappingProxyType(
     {
         "names": names,
@@ -261,5 +266,6 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = types.MappingProxyType(
         "prepare": prepare,
         "score": score,
         "formulas": formulas,
+        "matches": matches,
     }
 )

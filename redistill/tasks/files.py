@@ -9,7 +9,9 @@ hash of a question decides, so it stays where it is when rows are added or moved
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -121,8 +123,21 @@ def _plain_columns(row: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     return kept, dropped
 
 
+def _check_pattern(answer: str, where: str) -> None:
+    try:
+        re.compile(answer)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{where} column 'answer' must be a regular expression for verifier=pattern: {error}") from None
+
+
+def _check_choices(choices: Any, where: str) -> None:
+    texts = isinstance(choices, list) and all(isinstance(each, str) and each.strip() for each in choices)
+    if choices is not None and not texts:
+        raise UserError(f"{where} column 'choices' must be a list of texts for verifier=contains, got {choices!r:.60}")
+
+
 class FileTask:
-    """The questions of a file. `verifier` is exact, number, math, contains or module:function; `answer_format` and
+    """The questions of a file. `verifier` is exact, number, math, contains, pattern or module:function; `answer_format` and
     `system` as for generators (`system` only for rows without a system message); rewards of a user's own verifier
     lie in [`low`, `high`]. `summary` tells how many rows were kept and dropped. Raises UserError naming the row for
     anything malformed."""
@@ -212,7 +227,11 @@ class FileTask:
         answer = _text(row, "answer", where, needed=self.verifier in VERIFIERS)
         if self.verifier == "number" and number_value(answer or "") is None:
             raise UserError(f"{where} column 'answer' must be a number for verifier=number, got {answer!r:.60}")
+        if self.verifier == "pattern":
+            _check_pattern(answer or "", where)
         columns, dropped = _plain_columns(row)
+        if self.verifier == "contains":
+            _check_choices(columns.get("choices"), where)
         prompt = Prompt(
             uid=content_uid(content),
             content=content,
@@ -248,5 +267,6 @@ class FileTask:
         return self._prompts["held_out"][: max(count, 0)]
 
     def verify(self, prompt: Prompt, answer: str) -> Verdict:
-        """Judge a reply with the chosen verifier."""
-        return self._judge(prompt, answer, self.answer_format)
+        """Judge a reply with the chosen verifier; the lowest reward when that took too long."""
+        verdict = self._judge(prompt, answer, self.answer_format)
+        return verdict if verdict.limit is None else replace(verdict, reward=self.reward_range[0])

@@ -23,6 +23,7 @@ from redistill.tasks.answers import (
     check_answer_format,
     final_number,
     final_text,
+    foreign_digit,
     is_plain_number,
     number_value,
 )
@@ -149,15 +150,23 @@ class GymTask:
             return Verdict(0.0, feedback=final.problem, format_ok=False)
         right = prompt.answer
         text = final.text
+        digit = foreign_digit(text)
+        if digit is not None and digit not in (right or ""):
+            return Verdict(0.0, feedback=f"{digit!r} is not a digit from 0 to 9.", format_ok=False)
         if right is not None and is_plain_number(right) and number_value(text) == number_value(right):
             text = right  # 3.0 or 1,000 for 3 or 1000: the same number, whatever the scorer thinks of its form
         item = {"name": self.name, "options": self._options, "seed": prompt.data["seed"], "index": prompt.data["index"]}
-        call("prepare", MAKE_SECONDS, **item)
+        try:
+            call("prepare", MAKE_SECONDS, **item)
+        except (WorkerError, WorkerTimeout) as error:
+            raise UserError(f"task {self.name!r} cannot make the item of a prompt again: {_sentence(error)}") from None
         try:
             reward = call("score", ANSWER_SECONDS, **item, answer=text)
         except WorkerTimeout:
             late = f"The answer could not be checked within {ANSWER_SECONDS:g} seconds."
-            return Verdict(0.0, feedback=late, answer=final.text)
+            return Verdict(0.0, feedback=late, answer=final.text, limit="time")
+        except WorkerError:  # the process ran out of memory over it
+            return Verdict(0.0, feedback="The answer could not be checked.", answer=final.text, limit="memory")
         if reward >= 1.0:
             return Verdict(1.0, answer=final.text)
         return Verdict(reward, feedback=self._feedback(prompt, final.text, reward), answer=final.text)

@@ -1,26 +1,33 @@
-"""Verifiers for the rows of a user's file: exact, number, math, contains, or a user's own function.
+"""Verifiers for the rows of a user's file: exact, number, math, contains, pattern, or a user's own function.
 
-Each is total and quick: any text gets a verdict, in time linear in its length or within ANSWER_SECONDS. How the final
-answer is found is told in answers.py.
+Each is total and quick: any text gets a verdict, in time linear in its length or within ANSWER_SECONDS (then in a helper
+process, which is killed). How the final answer is found is told in answers.py. What a reply copies from the question is
+no answer to it; digits of other scripts are no digits.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import math as floats
 import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType, ModuleType
-from typing import Any
+from types import MappingProxyType
 
 from redistill.core.task import Prompt, Verdict
 from redistill.errors import UserError, nearest
 from redistill.tasks import hints
-from redistill.tasks.answers import Final, after_marker, final_number, final_text, last_boxed, number_value
-from redistill.tasks.worker import ANSWER_SECONDS, WorkerError, WorkerTimeout, call
+from redistill.tasks.answers import (
+    Final,
+    after_marker,
+    final_number,
+    final_text,
+    foreign_digit,
+    last_boxed,
+    number_value,
+    without_echo,
+)
+from redistill.tasks.worker import ANSWER_SECONDS, MAKE_SECONDS, WorkerError, WorkerTimeout, call, call_users
 
 MAX_FORMULA = 2_000
 """Characters of a formula that are compared; a longer one gets reward 0."""
@@ -38,6 +45,16 @@ def _right(prompt: Prompt) -> str:
 
 def _malformed(final: Final) -> Verdict:
     return Verdict(0.0, feedback=final.problem, format_ok=False)
+
+
+def _own_words(prompt: Prompt, reply: str, right: str) -> str | None:
+    """The reply without what it copies from the question; None when nothing is left of it."""
+    question = "\n".join(str(message["content"]) for message in prompt.content)
+    rest = without_echo(question, reply, right)
+    return rest if rest.strip() or not reply.strip() else None
+
+
+_ECHO = Verdict(0.0, feedback="The reply only repeats the question.", format_ok=False)
 
 
 def _judged(right: bool, told: Callable[[str, str], str], given: str, truth: str) -> Verdict:
@@ -64,7 +81,10 @@ def number(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
         raise UserError(
             f"verifier=number needs a number as answer, got {hints.shorten(right)!r} in prompt {prompt.uid}"
         )
-    final = _fraction(reply, answer_format, right) if "/" in right else final_number(reply, answer_format)
+    own = _own_words(prompt, reply, right)
+    if own is None:
+        return _ECHO
+    final = _fraction(own, answer_format, right) if "/" in right else final_number(own, answer_format)
     if final.text is None:
         return _malformed(final)
     same = number_value(final.text) == value
@@ -81,19 +101,51 @@ def _fraction(reply: str, answer_format: str, right: str) -> Final:
 
 def contains(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
     """1 when the right answer occurs in the final answer (for a plain reply: anywhere in it) as whole words,
-    whatever the case. Easily gamed by replies that list many answers: prefer another verifier for training."""
-    right = _words(_right(prompt))
-    final = final_text(reply, answer_format)
+    whatever the case, and none of the row's other `choices` (a column) does. Without that column it is easily gamed by
+    replies that list many answers: prefer another verifier for training."""
+    right = _right(prompt)
+    own = _own_words(prompt, reply, right)
+    if own is None:
+        return _ECHO
+    final = final_text(own, answer_format)
     if final.text is None:
         return _malformed(final)
-    where = reply if answer_format == "plain" else final.text
-    found = re.search(rf"(?<!\w){re.escape(right)}(?!\w)", _words(where)) is not None
-    told = None if found else "The right answer does not occur in the reply."
-    return Verdict(float(found), feedback=told, answer=final.text)
+    where = _words(own if answer_format == "plain" else final.text)
+    if not _within(_words(right), where):
+        return Verdict(0.0, feedback="The right answer does not occur in the reply.", answer=final.text)
+    others = [each for each in prompt.data.get("columns", {}).get("choices") or () if _words(each) != _words(right)]
+    if any(_within(_words(each), where) for each in others):
+        return Verdict(0.0, feedback="The reply names more than one of the choices.", answer=final.text)
+    return Verdict(1.0, answer=final.text)
+
+
+def _within(text: str, where: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", where) is not None
 
 
 def _words(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def pattern(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
+    """1 when the right answer, a regular expression of Python's, matches the whole final answer. It is matched in the
+    helper process: an expression that takes exponential time on a reply is given up after ANSWER_SECONDS."""
+    right = _right(prompt)
+    final = final_text(reply, answer_format, "")
+    if final.text is None:
+        return _malformed(final)
+    try:
+        found = call("matches", ANSWER_SECONDS, pattern=right, text=final.text)
+    except WorkerTimeout:
+        return _late(final.text)
+    except WorkerError as error:
+        raise UserError(f"prompt {prompt.uid}: the pattern {hints.shorten(right)!r} cannot be used: {error}") from None
+    return _judged(found, lambda given, _: f"The answer {hints.shorten(given)!r} has another form.", final.text, right)
+
+
+def _late(answer: str) -> Verdict:
+    late = f"The answer could not be compared within {ANSWER_SECONDS:g} seconds."
+    return Verdict(0.0, feedback=late, answer=answer, limit="time")
 
 
 def math(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
@@ -101,19 +153,24 @@ def math(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
     formula is compared as text. The comparison runs in the helper process, so it is safe in threads and stopped
     after ANSWER_SECONDS."""
     right = _right(prompt)
-    final, boxed = _formula(reply, answer_format)
+    own = _own_words(prompt, reply, right)
+    if own is None:
+        return _ECHO
+    final, boxed = _formula(own, answer_format)
     if final.text is None:
         return _malformed(final)
     if len(final.text) > MAX_FORMULA:
         size = f"The final answer has {len(final.text)} characters; at most {MAX_FORMULA} are compared."
-        return Verdict(0.0, feedback=size, format_ok=False)
+        return Verdict(0.0, feedback=size, format_ok=False, limit="length")
+    problem = _no_formula(final.text, right)
+    if problem is not None:
+        return Verdict(0.0, feedback=problem, format_ok=False)
     if final.text.strip() == right.strip():
         return Verdict(1.0, answer=final.text)
     try:
         seen = call("formulas", ANSWER_SECONDS, right=right, answer=final.text, boxed=boxed)
     except WorkerTimeout:
-        late = f"The answer could not be compared within {ANSWER_SECONDS:g} seconds."
-        return Verdict(0.0, feedback=late, answer=final.text)
+        return _late(final.text)
     except WorkerError:
         seen = {"reference": True, "read": False, "equal": False}
     if seen["equal"]:
@@ -123,6 +180,20 @@ def math(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
     if number_value(final.text) is None or number_value(right) is None:
         return _judged(False, lambda given, _: f"The answer {hints.shorten(given)} is wrong.", final.text, right)
     return _judged(False, hints.wrong_number, final.text, right)
+
+
+def _no_formula(text: str, right: str) -> str | None:
+    """What keeps a final answer from being one formula, in words: digits that only look right, boxes in a box, more than
+    one value in one ("4 or 5", "5 plus or minus 1") where the right answer has not that form either."""
+    digit = foreign_digit(text)
+    if digit is not None and digit not in right:
+        return f"{digit!r} is not a digit from 0 to 9."
+    if "\\boxed" in text:
+        return "There is more than one box in the final answer."
+    for mark in ("\\pm", "\\mp", "\u00b1", "\\neg", "\u00ac"):
+        if mark in text and mark not in right:
+            return f"{mark} leaves open which value is meant."
+    return None
 
 
 def _formula(reply: str, answer_format: str) -> tuple[Final, bool]:
@@ -137,7 +208,7 @@ def _formula(reply: str, answer_format: str) -> tuple[Final, bool]:
 
 
 VERIFIERS: MappingProxyType[str, Verifier] = MappingProxyType(
-    {"exact": exact, "number": number, "math": math, "contains": contains}
+    {"exact": exact, "number": number, "math": math, "contains": contains, "pattern": pattern}
 )
 
 
@@ -148,48 +219,31 @@ def find_verifier(name: str) -> Verifier:
     module, colon, function = name.partition(":")
     if not (colon and module and function):
         raise UserError(f"verifier={name!r} is unknown and not module:function{nearest(name, VERIFIERS)}")
-    return _users(name, _module(name, module), function)
+    return _users(name, str(Path.cwd()))
 
 
-def _module(name: str, module: str) -> ModuleType:
-    """The user's module: an importable one, else MODULE.py in the current folder."""
-    path = Path(f"{module}.py")
+def _users(name: str, folder: str) -> Verifier:
+    """The user's function behind the helper process; UserError when it is not there."""
+    where = {"folder": folder, "paths": [path for path in sys.path if path], "name": name}
     try:
-        if importlib.util.find_spec(module) is not None:
-            return importlib.import_module(module)
-        spec = importlib.util.spec_from_file_location(module, path) if path.is_file() else None
-        if spec is None or spec.loader is None:
-            raise UserError(f"verifier={name!r}: there is no module {module!r} and no file {path} in this folder")
-        made = importlib.util.module_from_spec(spec)
-        sys.modules[module] = made
-        spec.loader.exec_module(made)
-        return made
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's own module raises while it is imported
-        raise UserError(
-            f"verifier={name!r} cannot be imported: {type(error).__name__}: {hints.shorten(str(error))}"
-        ) from error
-
-
-def _users(name: str, module: ModuleType, function: str) -> Verifier:
-    judge: Any = getattr(module, function, None)
-    if not callable(judge):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(
-            f"verifier={name!r}: module {module.__name__!r} has no function {function!r}{nearest(function, known)}"
-        )
+        problem = call_users("find", MAKE_SECONDS, **where)
+    except (WorkerError, WorkerTimeout) as error:
+        raise UserError(f"verifier={name!r} cannot be imported: {hints.shorten(str(error))}") from None
+    if problem:
+        raise UserError(problem)
 
     def verify(prompt: Prompt, reply: str, answer_format: str = "plain") -> Verdict:
+        asked = {**vars(prompt), "data": dict(prompt.data)}
         try:
-            verdict = judge(prompt, reply)
-        except Exception as error:  # whatever the user's function raises on a model's text
-            told = f"{type(error).__name__}: {hints.shorten(str(error))}"
-            raise UserError(f"verifier={name!r} failed on prompt {prompt.uid}: {told}") from error
-        if isinstance(verdict, (int, float)) and floats.isfinite(verdict):
-            return Verdict(float(verdict), answer=reply or None)  # it reads no answer out: the reply is the answer
-        if not isinstance(verdict, Verdict):
-            raise UserError(f"verifier={name!r} must return a Verdict or a finite number, got {verdict!r}")
-        return verdict
+            call_users("find", MAKE_SECONDS, **where)  # a process made anew has to import it first
+            told = call_users("judge", ANSWER_SECONDS, **where, prompt=asked, reply=reply)
+        except WorkerTimeout:
+            late = f"The answer could not be judged within {ANSWER_SECONDS:g} seconds."
+            return Verdict(0.0, feedback=late, limit="time")
+        except WorkerError as error:
+            raise UserError(f"verifier={name!r} failed on prompt {prompt.uid}: {hints.shorten(str(error))}") from None
+        if "problem" in told:
+            raise UserError(told["problem"])
+        return Verdict(**told)
 
     return verify

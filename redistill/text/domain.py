@@ -326,8 +326,9 @@ class TextDomain:
         }
 
     def stateful(self) -> Mapping[str, Stateful]:
-        """Language has no evolving parts beside players and teachers: every draw is keyed."""
-        return {}
+        """Language has no evolving parts beside players and teachers, since every draw is keyed; a served teacher is remembered,
+        so that a resumed run does not go on with another."""
+        return {"served": self.served} if self.served.known else {}
 
     def save(self, folder: Path) -> None:
         """Save as ordinary transformers files."""

@@ -4,19 +4,15 @@ Ids go there and numbers come back: for each token of a sequence its log-prob an
 teacher can give the sampled token's log-prob and a top-k(of=teacher) divergence, at temperature 1, and nothing else.
 
 Whatever goes wrong on the way (no connection, a timeout, 408, 429, 5xx, half an answer) is tried again with growing pauses;
-what is wrong for good (another model, other ids, a log-prob that is missing or no number) is said at once.
+what is wrong for good (another model, other ids, a log-prob that is missing or no number) is said at once. With every request
+goes a short probe, so that a server that comes back with other weights under the same name is noticed before its numbers are
+used; a checkpoint remembers what the probe came to.
 """
 
 from __future__ import annotations
 
-import http.client
-import ipaddress
-import json
 import math
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,91 +22,15 @@ from torch import Tensor
 
 from redistill.core.signal import CapturedMass, DivergenceOf, Quantity, TeacherLogProb
 from redistill.core.specs import TeacherWeights
-from redistill.errors import Unreachable, UserError, nearest
+from redistill.core.state import Piece
+from redistill.errors import OutsideFault, UserError, nearest
+from redistill.text.endpoint import Broken, Endpoint, is_loopback
 
 MOST = 20
 """Likeliest tokens asked for; vLLM answers no more unless it is started with a larger --max-logprobs."""
-_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 _PROBE = "12+34= yes, a small test."
-
-
-class _Broken(Exception):
-    """This answer cannot be used; another might be."""
-
-    def __init__(self, why: str, wait: float = 0.0) -> None:
-        super().__init__(why)
-        self.wait = wait
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
-@dataclass
-class Endpoint:
-    """One server: where it is, how patient to be, and how to wait (tests do not)."""
-
-    url: str
-    timeout: float = 60.0
-    tries: int = 6
-    pause: float = 0.5
-    """Seconds before the second try; doubled before each next one, at most 30."""
-    sleep: Callable[[float], None] = time.sleep
-
-    def ask(self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], Any]) -> Any:
-        """GET (no body) or POST, and what `read` makes of the JSON; tried again while what comes back is broken. Raises
-        Unreachable after the last try."""
-        why = ""
-        for number in range(self.tries):
-            try:
-                return read(self._once(path, body))
-            except _Broken as broken:
-                why = str(broken)
-                if number + 1 < self.tries:
-                    self.sleep(max(broken.wait, min(30.0, self.pause * 2**number)))
-        raise Unreachable(f"the teacher at {self.url} failed {self.tries} times, the last time because {why}")
-
-    def _once(self, path: str, body: Mapping[str, Any] | None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        try:
-            # No proxy: a loopback address asked of a proxy is another machine's.
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(request, timeout=self.timeout) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            said = _said(error)
-            if error.code in _AGAIN:
-                raise _Broken(f"it answered {error.code}{said}", _retry_after(error)) from None
-            raise UserError(f"the teacher at {self.url} refused the request with {error.code}{said}") from None
-        except (TimeoutError, urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
-            reason = getattr(error, "reason", error)
-            late = isinstance(reason, TimeoutError)
-            raise _Broken(
-                f"it did not answer within {self.timeout:g} s" if late else f"there was no answer ({reason})"
-            ) from None
-        except ValueError:
-            raise _Broken("its answer was not whole JSON") from None
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    """What the server said about its refusal, on one line and short."""
-    try:
-        text = " ".join(error.read(2000).decode(errors="replace").split())[:200]
-    except (OSError, http.client.HTTPException):
-        text = ""
-    return f" ({text})" if text else ""
-
-
-def _retry_after(error: urllib.error.HTTPError) -> float:
-    try:
-        return min(120.0, max(0.0, float(error.headers.get("Retry-After") or 0)))
-    except ValueError:
-        return 0.0
+DRIFT = 0.2
+"""Nats: mean difference of the probe's log-probs beyond which it is another model. Batching and half precision make hundredths."""
 
 
 @dataclass
@@ -121,57 +41,71 @@ class ServedTeacher:
     model: str
     vocabulary: int
     top: int = MOST
+    probe: tuple[int, ...] = ()
+    """Ids that go with every request; `told` are their log-probs (from the second on) at the start of the run."""
+    told: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def scored(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """For each (ids, positions): log-probs [n] of the tokens there, and ids [n, k] and log-probs [n, k] of the k likeliest.
         Position 0 has none."""
-        ids = [list(sequence) for sequence, _ in sequences]
+        ids = [*(list(sequence) for sequence, _ in sequences), list(self.probe)]
         body = {
             "model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": self.top,
         }  # fmt: skip
 
         def read(answer: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
             told = self._choices(answer, len(ids))
-            return [self._one(told[i], ids[i], list(at)) for i, (_, at) in enumerate(sequences)]
+            made = [self._one(told[i], ids[i], list(at)) for i, (_, at) in enumerate(sequences)]
+            self.same_as(self._one(told[-1], ids[-1], range(1, len(self.probe)))[0], "earlier in this run")
+            return made
 
         found: list[tuple[Tensor, Tensor, Tensor]] = self.endpoint.ask("/v1/completions", body, read)
         return found
 
+    def same_as(self, told: Tensor, when: str) -> None:
+        """OutsideFault when the probe's log-probs differ from what they were."""
+        gap = float((told - self.told).abs().mean()) if len(told) == len(self.told) else math.inf
+        if len(self.told) and gap > DRIFT:
+            raise OutsideFault(
+                f"the teacher at {self.endpoint.url} is not what it was {when}, though it is called {self.model!r} still: its "
+                f"log-probs of a probe differ by {gap:.2g} nats on average"
+            )
+
     def _choices(self, answer: Any, wanted: int) -> list[Any]:
         """The prompt's log-probs of each choice, in the order that was asked for."""
         if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-            raise _Broken("its answer had no choices")
+            raise Broken("its answer had no choices")
         if answer.get("model") not in (None, self.model):
-            raise UserError(
+            raise OutsideFault(
                 f"the teacher at {self.endpoint.url} now serves {answer['model']!r}, where this run began with {self.model!r}"
             )
         choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
-        if len(choices) != wanted:
-            raise _Broken(f"it answered {len(choices)} of {wanted} sequences")
+        if [choice.get("index", at) for at, choice in enumerate(choices)] != list(range(wanted)):
+            raise Broken(f"it answered {len(choices)} of {wanted} sequences, or one of them twice")
         told = [choice.get("prompt_logprobs") for choice in choices]
         if any(each is None for each in told):
-            raise UserError(
+            raise OutsideFault(
                 f"the teacher at {self.endpoint.url} tells no prompt_logprobs: it must be a server that does, such as vLLM"
             )
         return told
 
     def _one(self, told: Sequence[Any], ids: Sequence[int], at: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        if len(told) != len(ids):
-            raise UserError(
+        if not isinstance(told, list) or len(told) != len(ids):
+            raise OutsideFault(
                 f"the teacher at {self.endpoint.url} read {len(told)} tokens where {len(ids)} were sent: it adds or drops some"
             )
         taken, likeliest, values = [], [], []
         for position in at:
             entry = told[position] or {}
             if str(ids[position]) not in entry:
-                raise UserError(
+                raise OutsideFault(
                     f"the teacher at {self.endpoint.url} tells no log-prob of token {ids[position]} at position {position}: "
                     "its ids are not the student's, or it was not asked for this sequence"
                 )
             pairs = {int(token): self._number(value, position) for token, value in entry.items()}
             top = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[: self.top]
             if len(top) < min(self.top, self.vocabulary) - 1:
-                raise UserError(
+                raise OutsideFault(
                     f"the teacher at {self.endpoint.url} tells {len(top)} of the {self.top} likeliest tokens: start it with "
                     f"--max-logprobs {self.top} or ask for less"
                 )
@@ -188,8 +122,13 @@ class ServedTeacher:
 
     def _number(self, value: Any, position: int) -> float:
         number = value.get("logprob") if isinstance(value, dict) else value
-        if not isinstance(number, (int, float)) or not math.isfinite(number) or number > 1e-3:
-            raise UserError(
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, (int, float))
+            or not math.isfinite(number)
+            or number > 1e-3
+        ):
+            raise OutsideFault(
                 f"the teacher at {self.endpoint.url} told the log-prob {number!r} at position {position}, which is none"
             )
         return float(number)
@@ -263,6 +202,21 @@ class Served:
             self.known[str(spec)] = connect(endpoint, spec, self.tokenizer, self.vocabulary)
         return self.known[str(spec)]
 
+    def state(self) -> Piece:
+        """What each teacher said of the probe at the start of the run, and its name."""
+        return Piece(facts={spec: {"model": t.model, "probe": t.told.tolist()} for spec, t in self.known.items()})
+
+    def restore(self, piece: Piece) -> None:
+        """Refuse to go on with a teacher that is not the one that the run began with; else keep comparing with that one."""
+        for spec, facts in piece.facts.items():
+            teacher, told = self.known[spec], torch.tensor(facts["probe"])
+            if teacher.model != facts["model"]:
+                raise OutsideFault(
+                    f"the teacher at {teacher.endpoint.url} serves {teacher.model!r}, where this run began with {facts['model']!r}"
+                )
+            teacher.same_as(told, "when this run began")
+            teacher.told = told
+
     def states(self, spec: TeacherWeights, pieces: Sequence[Any], steps: Sequence[int]) -> ServedStates:
         """What the teacher says at every step of some rows. `pieces` are those rows that have a context (text/packing.py's
         Piece), `steps` the steps of all rows; the others get zeros."""
@@ -298,7 +252,7 @@ def connect(endpoint: Endpoint, spec: TeacherWeights, tokenizer: Any, vocabulary
     def names(answer: Any) -> list[str]:
         found = [str(each.get("id")) for each in answer.get("data", [])] if isinstance(answer, dict) else []
         if not found:
-            raise _Broken("it named no model")
+            raise Broken("it named no model")
         return found
 
     served: list[str] = endpoint.ask("/v1/models", None, names)
@@ -314,16 +268,23 @@ def connect(endpoint: Endpoint, spec: TeacherWeights, tokenizer: Any, vocabulary
 
 
 def _same_ids(teacher: ServedTeacher, tokenizer: Any) -> None:
-    """Send a probe and compare what the server calls each token with what the student's tokenizer does."""
+    """Send a probe, compare what the server calls each token with what the student's tokenizer does, and keep its log-probs."""
     ids = [*(tokenizer.encode("A", add_special_tokens=False)[:1]), *tokenizer.encode(_PROBE, add_special_tokens=False)]
-    body = {"model": teacher.model, "prompt": [ids], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
-    told = teacher.endpoint.ask("/v1/completions", body, lambda answer: teacher._choices(answer, 1))[0]
-    if len(told) != len(ids):
-        raise UserError(
-            f"the teacher at {teacher.endpoint.url} read {len(told)} tokens where {len(ids)} were sent: it adds or drops some"
-        )
+    body = {
+        "model": teacher.model, "prompt": [ids], "max_tokens": 1, "temperature": 0, "prompt_logprobs": teacher.top,
+    }  # fmt: skip
+
+    def entries(answer: Any) -> list[dict[str, Any]]:
+        told = teacher._choices(answer, 1)[0]
+        if len(told) != len(ids):
+            raise OutsideFault(
+                f"the teacher at {teacher.endpoint.url} read {len(told)} tokens where {len(ids)} were sent: it adds or drops some"
+            )
+        return [dict(each or {}) for each in told]
+
+    told = teacher.endpoint.ask("/v1/completions", body, entries)
     for position, token in enumerate(ids[1:], start=1):
-        entry = (told[position] or {}).get(str(token))
+        entry = told[position].get(str(token))
         theirs = entry.get("decoded_token") if isinstance(entry, dict) else None
         ours = tokenizer.decode([token])
         if entry is None or (theirs is not None and "\ufffd" not in ours and theirs.strip() != ours.strip()):
@@ -331,3 +292,5 @@ def _same_ids(teacher: ServedTeacher, tokenizer: Any) -> None:
                 f"the teacher at {teacher.endpoint.url} has other tokens than the student: id {token} is {ours!r} to the student "
                 f"and {theirs!r} to the teacher"
             )
+    teacher.probe = tuple(ids)
+    teacher.told = teacher._one(told, ids, range(1, len(ids)))[0]

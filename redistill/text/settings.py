@@ -39,7 +39,11 @@ class Settings(RunConfig):
     sample_batch: int = option(64, "episodes sampled side by side", low=1)
 
     served_timeout: float = option(60.0, "seconds a served teacher may take for one answer", above=0)
-    served_tries: int = option(6, "times a served teacher is asked before the run stops", low=1)
+    served_tries: int = option(
+        12,
+        "times a served teacher is asked before the run stops, with pauses of half a second, doubled up to 30 s",
+        low=1,
+    )
 
     lora_rank: int = option(0, "LoRA rank; 0 trains all weights", low=0)
     lora_alpha: float | None = option(None, "LoRA alpha; none means twice the rank", above=0)

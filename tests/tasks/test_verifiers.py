@@ -54,7 +54,7 @@ def test_math_is_bounded_in_time_and_works_in_threads(monkeypatch: pytest.Monkey
     assert [(verdict.reward, verdict.feedback) for verdict in found] == [
         (0.0, "The answer could not be compared within 1 seconds.")
     ] * 2
-    assert time.perf_counter() - start < 15
+    assert time.perf_counter() - start < 60  # the limit is processor time; a busy machine takes longer by the clock
     monkeypatch.undo()
     assert math(ask("4"), "4.0").reward == 1.0
 
