@@ -87,7 +87,10 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fault = self.server.fault()
         if fault in STATUS:
-            headers = {"429 with Retry-After": {"Retry-After": "0.2"}, "redirect": {"Location": self.server.url + "/else"}}
+            headers = {
+                "429 with Retry-After": {"Retry-After": "0.2"},
+                "redirect": {"Location": self.server.url + "/else"},
+            }
             self.send('{"error": "busy"}', STATUS[str(fault)], headers.get(str(fault), {}))
         elif fault in ("hang up", "down"):
             self.connection.close()
@@ -120,7 +123,9 @@ class Handler(BaseHTTPRequestHandler):
             }  # fmt: skip
             self.send(spoilt.get(str(fault), text))
 
-    def send(self, text: str, status: int = 200, headers: Mapping[str, str] | None = None, length: int | None = None) -> None:
+    def send(
+        self, text: str, status: int = 200, headers: Mapping[str, str] | None = None, length: int | None = None
+    ) -> None:
         """One answer with its headers."""
         data = text.encode()
         self.send_response(status)

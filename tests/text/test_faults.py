@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import trust_services
 from benchmarks.faulty import FAULTS, PASSING, Server, serving
 from redistill.core.state import checkpoints
 from redistill.errors import OutsideFault, UserError
 from redistill.text import endpoint
 from redistill.text.endpoint import Broken, Endpoint
+
+from benchmarks import trust_services
 
 FIRST = trust_services.PROBES + 1
 
@@ -33,13 +34,19 @@ def expected(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.mark.parametrize("fault", ["429 with Retry-After", "drip", "hang up half way", "deep JSON", "a choice twice"])
-def test_what_passes_is_tried_again_and_changes_nothing(server: Server, fault: str, expected: Any, tmp_path: Path) -> None:
+def test_what_passes_is_tried_again_and_changes_nothing(
+    server: Server, fault: str, expected: Any, tmp_path: Path
+) -> None:
     assert fault in PASSING
     assert trust_services.strike(server, fault, FIRST + 1, tmp_path / "run", expected) is None
 
 
-@pytest.mark.parametrize("fault", ["nan", "true", "no log-probs", "one token less", "other weights", "redirect", "down"])
-def test_what_lasts_stops_the_run_which_resumes_exactly(server: Server, fault: str, expected: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "fault", ["nan", "true", "no log-probs", "one token less", "other weights", "redirect", "down"]
+)
+def test_what_lasts_stops_the_run_which_resumes_exactly(
+    server: Server, fault: str, expected: Any, tmp_path: Path
+) -> None:
     assert fault in FAULTS
     out = tmp_path / "run"
     assert trust_services.strike(server, fault, FIRST + 2, out, expected) is None
@@ -79,8 +86,10 @@ def test_what_cannot_be_read_is_broken_and_what_is_refused_is_not() -> None:
     waits: list[float] = []
     one = Endpoint("http://127.0.0.1:9", tries=3, sleep=waits.append)
     one._once = lambda path, body: {"data": 1}  # type: ignore[method-assign]
-    with pytest.raises(OutsideFault, match=r"failed 3 times, the last time because its answer was of another form \(TypeError\)"):
-        one.ask("/", None, lambda answer: [each for each in answer["data"]])
+    with pytest.raises(
+        OutsideFault, match=r"failed 3 times, the last time because its answer was of another form \(TypeError\)"
+    ):
+        one.ask("/", None, lambda answer: list(answer["data"]))
     assert waits == [0.5, 1.0]
     with pytest.raises(Broken):
         Endpoint._understood(lambda answer: answer["nothing"], {})
