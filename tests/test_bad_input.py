@@ -467,7 +467,7 @@ def strict(text: str) -> Any:
 
 def test_logs_are_json_that_any_reader_can_read_and_stay_small(call: Any, tmp_path: Path) -> None:
     assert call("sft", "learning_rate=1e6", "steps=3", "eval_prompts=64", "eval_every=1").status == 0
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl"):
         lines = (tmp_path / "run" / name).read_text().splitlines()
         for line in lines:
             strict(line)

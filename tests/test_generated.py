@@ -27,7 +27,7 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("script", ["marks.py", "evidence_page.py", "methods_page.py"])
+@pytest.mark.parametrize("script", ["marks.py", "evidence_page.py", "methods_page.py", "health_page.py"])
 def test_generated_files_are_fresh(script: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / script, "--check"], capture_output=True, text=True, check=False, cwd=ROOT

@@ -18,13 +18,17 @@ from redistill.core.state import Piece, State, Stateful, newest_good
 from redistill.core.stopping import Interrupted, Stop
 from redistill.core.task import Prompt, Task
 from redistill.core.update import update
+from redistill.core.vitals import activity, describe_groups
 from redistill.errors import OutsideFault, UserError
+from redistill.evaluation.health import Watch
 
 Report = Callable[[str, Mapping[str, Any]], None]
 """Told what happens ("start", "views", "step", "evaluated", "saved", "warning", ...) with its facts; prints or ignores."""
 
 IDLE_STEPS = 10
 """Steps in a row without any gradient after which a run says so."""
+DRIFT_EVERY, DRIFT_SAMPLE = 5, 4096
+"""Steps between two looks at how far teacher copies are from the student, and the numbers of each tensor that are looked at."""
 
 
 @dataclass
@@ -69,11 +73,14 @@ class Run:
 
     def __post_init__(self) -> None:
         self.log_file, self.samples = Log(self.folder.path / "metrics.jsonl"), Log(self.folder.path / "samples.jsonl")
+        self.alarms, self.watch = Log(self.folder.path / "alarms.jsonl"), Watch()
         self.state = State()
         parts: dict[str, Stateful] = {
             "cursor": self.cursor,
             "metrics": self.log_file,
             "samples": self.samples,
+            "alarms": self.alarms,
+            "watch": self.watch,
             **self.domain.stateful(),
         }
         parts |= {f"player-{name}": player for name, player in self.domain.players.items()}
@@ -179,6 +186,7 @@ class Run:
             player.fresh_optimiser()
         self.domain.bank.refresh()
         stage.method.enter(self)
+        self.watch.enter()
         self.report("stage", {"stage": stage.name, "step": self.cursor.step})
 
     def _one_step(self, stage: Stage) -> bool:
@@ -197,9 +205,12 @@ class Run:
             prefix = "" if signal.player == "student" else f"{signal.player}/"
             self.metrics |= {prefix + name: value for name, value in measured.items()}
         clock.lap("update")
+        self.metrics |= activity(signals, groups)
         self.cursor.step += 1
         stage.method.after_update(groups, self)
         self.domain.bank.after_step(self.cursor.step - self.cursor.stage_began)
+        if self.stage_step % DRIFT_EVERY == 1:
+            self.metrics |= {f"drift/{name}": gap for name, gap in self.domain.bank.drift(DRIFT_SAMPLE).items()}
         clock.lap("evolve")
         self._record(stage, groups, clock, bool(signals))
         return stage.method.done(groups, self)
@@ -238,6 +249,7 @@ class Run:
                     "feedback": verdict.feedback if verdict else None,
                 })  # fmt: skip
         self.report("step", {**record, **clock.seconds, "of": self._total()})
+        self._tell(self.watch.step(self.cursor.step, record))
         self._watch_signal(trains)
         for name, player in self.domain.players.items():
             if self.metrics.get("skipped" if name == "student" else f"{name}/skipped"):
@@ -266,6 +278,12 @@ class Run:
             )
             self.report("warning", {"text": text})
 
+    def _tell(self, alarms: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what the watch has to say, and say it."""
+        for alarm in alarms:
+            self.alarms.add(alarm)
+            self.report("alarm", alarm)
+
     def _count_omitted(self) -> None:
         """Log what a domain left out of the step (prompts that do not fit, by view), and tell of each kind once."""
         for what, count in getattr(self.domain, "omitted", {}).items():
@@ -286,6 +304,8 @@ class Run:
         short = {key: value for key, value in result.items() if key != "outcomes"}
         self.log_file.add({"step": self.cursor.step, "evaluation": label, **short})
         self.report("evaluated", {"label": label, "step": self.cursor.step, **result})
+        taught = any(stage.method.teachers() and stage.method.utility_view() for stage in self.stages)
+        self._tell(self.watch.evaluated(self.cursor.step, result, taught))
 
     def _save(self, finished: bool = False) -> None:
         """Save a checkpoint, unless there is one of this very moment. After updates that were not finite, only the end of
@@ -307,8 +327,8 @@ class Run:
         for sentence in refused:
             self.report("warning", {"text": f"{sentence}; the one before it is used"})
         if folder is None:
-            self.log_file.restore(Piece(facts={"bytes": 0}))
-            self.samples.restore(Piece(facts={"bytes": 0}))
+            for log in (self.log_file, self.samples, self.alarms):
+                log.restore(Piece(facts={"bytes": 0}))
             self.report(
                 "warning",
                 {"text": f"no checkpoint in {self.folder.checkpoints}: the run starts from the beginning"},
@@ -346,8 +366,8 @@ class Run:
     def close(self) -> None:
         """Close the run's files, end what listens to it, and let go of its folder."""
         self.report("close", {})
-        self.log_file.close()
-        self.samples.close()
+        for log in (self.log_file, self.samples, self.alarms):
+            log.close()
         self.folder.close()
 
 
@@ -363,22 +383,3 @@ class Clock:
         now = time.monotonic()
         self.seconds[f"seconds_{phase}"] = round(now - self.last, 4)
         self.last = now
-
-
-def describe_groups(groups: Sequence[Group]) -> dict[str, float]:
-    """What every run logs of its episodes: reward, dead groups, length, truncation."""
-    episodes = [episode for group in groups for episode in group]
-    judged = [group for group in groups if all(episode.verdict is not None for episode in group) and len(group)]
-    if not episodes:
-        return {"episodes": 0.0}
-    found = {
-        "episodes": float(len(episodes)),
-        "length": sum(episode.steps for episode in episodes) / len(episodes),
-        "truncated": sum(episode.finish == "length" for episode in episodes) / len(episodes),
-    }
-    if judged:
-        rewards = [float(group.rewards.mean()) for group in judged]
-        found["reward"] = sum(rewards) / len(rewards)
-        found["given_up"] = float(sum(e.verdict is not None and e.verdict.limit is not None for e in episodes))
-        found["dead_groups"] = sum(float(group.rewards.max() == group.rewards.min()) for group in judged) / len(judged)
-    return found

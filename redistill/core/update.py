@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from redistill.core.domain import Domain
+from redistill.core.episode import Episode
 from redistill.core.ranks import total
-from redistill.core.signal import Limit, Losses, Signal, Values
+from redistill.core.signal import Limit, LogProb, Losses, Signal, Values
 from redistill.objectives.reduce import step_weights
 
 
@@ -38,11 +39,12 @@ class Tally:
         return {name: value / count for name, (value, count) in self.pairs.items() if count}
 
 
-def accumulate(signal: Signal, domain: Domain, tally: Tally) -> float:
+def accumulate(signal: Signal, domain: Domain, tally: Tally, same: bool = False) -> float:
     """Add the gradient of a whole signal to its player's parameters and return the loss.
 
     Every micro-batch contributes sum(w * loss) / count with the count of the whole signal (over all ranks), so the
-    gradient does not depend on how the rows are cut (law 1). Steps that no term covers are not measured.
+    gradient does not depend on how the rows are cut (law 1). Steps that no term covers are not measured. `same` says that
+    the weights are still those that sampled: then `sampler_gap` is observed where a term asks for log-probs.
     """
     lengths = signal.lengths
     weighted = [step_weights(term.normaliser, lengths, term.mask_N, term.weight_N) for term in signal.terms]
@@ -57,6 +59,8 @@ def accumulate(signal: Signal, domain: Domain, tally: Tally) -> float:
         measured = domain.measure(signal, rows, quantities)
         for name, (value, count) in measured.observed.items():
             tally.add(name, value, count)
+        if same and LogProb() in measured.values:
+            _compare(tally, [signal.rows[row] for row in rows], measured.values[LogProb()].detach())
         partial: Tensor | None = None
         for term, (w_N, _), divisor in zip(signal.terms, weighted, counts):
             if divisor == 0:
@@ -67,6 +71,8 @@ def accumulate(signal: Signal, domain: Domain, tally: Tally) -> float:
             # A masked step contributes exactly nothing, even where its loss is not finite.
             kept_n = torch.where(active_n, losses.loss_n, losses.loss_n.detach().new_zeros(()))
             share = term.coefficient * (w_n * kept_n).sum() / divisor
+            asked = (w_n * kept_n.detach()).abs().sum()
+            tally.add("signal", abs(term.coefficient) * float(asked) / divisor, 0.0)
             partial = share if partial is None else partial + share
             _observe(tally, term.name, losses, active_n)
         if partial is not None:
@@ -92,6 +98,21 @@ def _guarded(values: Values, active_n: Tensor) -> Values:
             guarded[quantity] = value_n.view_as(value_n)
             guarded[quantity].register_hook(drop)
     return guarded
+
+
+def _compare(tally: Tally, rows: Sequence[Episode], logp_n: Tensor) -> None:
+    """Observe `sampler_gap`, the mean distance of the log-probs that the sampler recorded from the trainer's own, over the
+    rows that are trained as they were sampled (a truncated sampler renormalises: its log-probs are others)."""
+    pairs = [
+        (row.behaviour_logp_T, own_n)
+        for row, own_n in zip(rows, logp_n.split([row.steps for row in rows]))
+        if row.behaviour_logp_T is not None
+        and row.sampled_under == row.trained_under
+        and not getattr(row.sampling, "truncated", False)
+    ]
+    if pairs:
+        gap_n = torch.cat([recorded.to(own) - own for recorded, own in pairs])
+        tally.add("sampler_gap", float(gap_n.abs().double().sum()), float(len(gap_n)))
 
 
 def _observe(tally: Tally, name: str, losses: Losses, active_n: Tensor) -> None:
@@ -120,7 +141,11 @@ def update(
             tally.add("empty_updates", 1.0, 1.0)
             continue
         seen = Tally()
-        loss = float(total(torch.tensor(accumulate(piece, domain, seen), dtype=torch.float64)))
+        # Before the first update sampler and trainer have the same weights: what is left between them is an error.
+        same = "loss" not in tally.pairs
+        own = accumulate(piece, domain, seen, same)
+        loss, asked = total(torch.tensor([own, seen.pairs["signal"][0]], dtype=torch.float64)).tolist()
+        seen.pairs["signal"] = [asked, 1.0]
         tally.merge(seen)
         if piece.limit is not None and beyond(seen, piece.limit):
             player.optimiser.zero_grad(set_to_none=True)

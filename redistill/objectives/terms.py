@@ -67,7 +67,7 @@ class PolicyGradient(Term):
         return (LogProb(), *self.reads)
 
     def losses(self, values: Values, at_n: Tensor, lengths: Sequence[int]) -> Losses:
-        """-min(r A, clip(r) A) per step; observed: the share of clipped steps and the ratio."""
+        """-min(r A, clip(r) A) per step; observed: the share of clipped steps, the ratio and its spread."""
         logp_n = values[LogProb()]
         behaviour_n = logp_n.detach() if self.behaviour_N is None else self.behaviour_N[at_n].to(logp_n)
         log_ratio_n = None
@@ -82,7 +82,10 @@ class PolicyGradient(Term):
         gap_n = (logp_n - behaviour_n).detach()
         ratio_n = gap_n.exp()
         # k3 of KL(behaviour || student), what PPO's early stop looks at.
-        observed = {"clipped": clipped_n, "ratio": ratio_n, "logp_gap": gap_n.abs(), "kl": ratio_n - 1.0 - gap_n}
+        observed = {
+            "clipped": clipped_n, "ratio": ratio_n, "ratio_variance": (ratio_n - 1.0).square(), "logp_gap": gap_n.abs(),
+            "kl": ratio_n - 1.0 - gap_n,
+        }  # fmt: skip
         return Losses(loss_n, observed)
 
 

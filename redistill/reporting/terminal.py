@@ -48,6 +48,10 @@ class Lines:
             self.console.print(evaluation_line(facts))
         elif event == "warning":
             self.console.print(f"warning: {escape(facts['text'])}")
+        elif event == "alarm":
+            self.console.print(
+                f"alarm at step {facts['step']}, {facts['name']}: {escape(facts['means'])} Try: {escape(facts['try'])}."
+            )
         elif event == "resumed":
             self.console.print(f"resumed from {facts['path']} at step {facts['step']}")
         elif event == "finished":

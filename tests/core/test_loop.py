@@ -95,7 +95,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 # --- law 9 ------------------------------------------------------------------------------------------------------------
-ROOTS = ("method", "stages", "domain", "cursor", "task", "config")
+ROOTS = ("method", "stages", "domain", "cursor", "task", "config", "watch")
 PER_STEP = ("domain.step", "domain.calls", "domain.omitted")
 """What begin_step sets anew; every update sets the optimiser's rate from the learning rate and the warm-up."""
 
@@ -106,7 +106,11 @@ def unsaved(run: Run, before: Mapping[str, str], fresh: Run) -> set[str]:
     assert len(evolved) > 10, "a law about nothing"
     folder, _ = newest_good(run.folder.checkpoints)
     assert folder is not None
-    for log in ("metrics.jsonl", "samples.jsonl"):  # a checkpoint counts the lines of its own folder's logs
+    for log in (
+        "metrics.jsonl",
+        "samples.jsonl",
+        "alarms.jsonl",
+    ):  # a checkpoint counts the lines of its own folder's logs
         shutil.copyfile(run.folder.path / log, fresh.folder.path / log)
     fresh.state.load(folder)
     run.close()

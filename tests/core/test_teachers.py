@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from redistill.core.players import Player
 from redistill.core.signal import TeacherLogProb
 from redistill.core.specs import TeacherWeights
 from redistill.core.state import Piece
@@ -149,3 +150,16 @@ def test_a_frozen_lora_teacher_is_the_base_model_at_every_step() -> None:
         domain.bank.after_step(1)
         assert domain.bank.drift()["frozen"] > before
     assert all("lora" in name for name in domain.bank.copies["frozen"])
+
+
+def test_drift_over_evenly_spaced_numbers_is_an_estimate_of_the_whole() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Linear(300, 200)
+    player = Player("student", module, dict(module.named_parameters()), 0.1)
+    bank = TeacherBank(player, lambda name: None)
+    bank.need([TeacherWeights("frozen")])
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    assert bank.drift(1000)["frozen"] == pytest.approx(bank.drift()["frozen"], rel=0.05)
+    assert bank.drift(1000) != bank.drift()

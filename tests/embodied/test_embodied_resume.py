@@ -39,7 +39,7 @@ def outcome(out: Path) -> dict[str, object]:
         else:
             parts = json.loads(path.read_text())["parts"]
             found["facts"] = {name: facts for name, facts in parts.items() if name != "metrics"}
-    for name in ("metrics.jsonl", "samples.jsonl", "views.txt", "result.json"):
+    for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "views.txt", "result.json"):
         found[name] = re.sub(r'"seconds\w*": [\d.e+-]+', "", (out / name).read_text())
     return found
 
