@@ -72,7 +72,7 @@ def accumulate(signal: Signal, domain: Domain, tally: Tally, same: bool = False)
             kept_n = torch.where(active_n, losses.loss_n, losses.loss_n.detach().new_zeros(()))
             share = term.coefficient * (w_n * kept_n).sum() / divisor
             asked = (w_n * kept_n.detach()).abs().sum()
-            tally.add("signal", abs(term.coefficient) * float(asked) / divisor, 0.0)
+            tally.add("signal", abs(term.coefficient) * float(asked / divisor), 0.0)
             partial = share if partial is None else partial + share
             _observe(tally, term.name, losses, active_n)
         if partial is not None:
