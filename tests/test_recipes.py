@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from redistill.build import method_class, prepare, settings
-from redistill.config import load_recipe, recipe_names
+from redistill.catalogue import describe
+from redistill.config import RECIPES, load_recipe, recipe_names
 from redistill.reporting.terminal import reporter
 from redistill.text.weights import SHIPPED
 
@@ -43,3 +44,29 @@ def test_recipe_on_a_model_that_ships_runs_a_step(name: str, tmp_path: Path) -> 
     run.close()
     assert result["skipped_updates"] == 0
     assert result["steps"] >= 1
+
+
+TEACHING = (
+    "srpo",
+    "rltf",
+    "ssb",
+    "kdrl",
+    "rlad",
+    "g-opd",
+    "kepo",
+    "scope",
+    "tsd-kd",
+    "paced",
+    "sdpo",
+    "opsd",
+)
+"""Methods whose recipe is scaled to this machine and stands beside the paper's own settings for a cluster."""
+
+
+@pytest.mark.parametrize("slug", TEACHING)
+def test_a_recipe_names_the_papers_own_settings_and_show_tells_the_rest(slug: str) -> None:
+    lines = (RECIPES / f"{slug}.toml").read_text().splitlines()
+    assert any(line.startswith("# The paper (") for line in lines)
+    facts = describe(slug)
+    assert all(facts[key] for key in ("idea", "objective", "options", "says_does", "run_defaults", "evidence"))
+    assert all(option["meaning"] for option in facts["options"])
