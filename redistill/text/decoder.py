@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from redistill.core.memory import give_back
 from redistill.text import native
 from redistill.text.cache import SharedCache, SlotCache, attention_windows
 from redistill.text.portable import Portable
@@ -29,7 +30,7 @@ from redistill.text.portable import Portable
 if TYPE_CHECKING:
     from redistill.text.models import LanguageModel
 
-__all__ = ["COVERED", "Decoder", "decoder_of"]
+__all__ = ["COVERED", "Decoder", "decoder_of", "forget"]
 
 COVERED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 """Model types (transformers' names) that this file computes."""
@@ -301,6 +302,16 @@ def decoder_of(lm: LanguageModel) -> Decoder | None:
         _log.warning("%s is sampled through transformers' modules, slower: %s", lm.name, why)
     _kept[lm.module] = (decoder, print_now)
     return decoder
+
+
+def forget(lm: LanguageModel) -> None:
+    """Drop the packed weights of a model that is about to train: they would be stale after it, and until then they are a
+    tenth of a step's memory."""
+    kept, _ = _kept.get(lm.module, (None, None))
+    if kept is not None:
+        _kept[lm.module] = (None, ("forgotten",))
+        del kept
+        give_back()
 
 
 @torch.no_grad()

@@ -27,6 +27,8 @@ from redistill.errors import UserError
 from redistill.tasks.worlds import World, WorldTask
 from redistill.text import packing
 from redistill.text.attention import supports
+from redistill.text.checkpointing import recompute_layers, recomputing
+from redistill.text.decoder import forget
 from redistill.text.evaluate import evaluate
 from redistill.text.head import StatesAt, TeacherPart, TeacherStates, at_least_float32, measure
 from redistill.text.models import Head, LanguageModel, compare_tokenizers, load_model, save_model
@@ -46,6 +48,8 @@ class TextDomain:
 
     def __init__(self, lm: LanguageModel, task: Task, config: Settings) -> None:
         self.lm, self.task, self.config = lm, task, config
+        if config.checkpointing:
+            recompute_layers(lm)
         for part in lm.module.modules():
             if isinstance(part, nn.Embedding):
                 part.padding_idx = None  # else the embedding of that id gets no gradient, and pad is often eos (law 5)
@@ -253,6 +257,7 @@ class TextDomain:
         if all(term.mask_N is not None for term in signal.terms):
             for row, at_n in enumerate(torch.arange(sum(signal.lengths)).split(signal.lengths)):
                 covers[row] = any(bool(term.mask_N[at_n].any()) for term in signal.terms if term.mask_N is not None)
+        forget(self.lm)
         pieces = [piece for piece in self.pieces(signal.rows) if covers[piece.row]]
         yield from packing.micro_batches(pieces, self.config.micro_batch_tokens)
 
@@ -354,11 +359,13 @@ def _hidden(lm: LanguageModel, pieces: Sequence[packing.Piece]) -> tuple[Tensor,
     """Hidden states [n, D] that predict the steps of the pieces, and how these were laid out."""
     if supports(lm.causal):
         line = packing.line(pieces)
-        output = lm.hidden(line.ids_1T, position_ids=line.position_1T, layout=line.layout)
+        with recomputing(lm.causal):
+            output = lm.hidden(line.ids_1T, position_ids=line.position_1T, layout=line.layout)
         return at_least_float32(output.last_hidden_state[0][line.predict_n]), line
     packed = packing.pack(pieces)
     mask = packing.windowed(packed.mask_B1TT, packed.position_BT, attention_windows(lm.causal.config))
-    output = lm.hidden(packed.ids_BT, attention_mask=mask, position_ids=packed.position_BT)
+    with recomputing(lm.causal):
+        output = lm.hidden(packed.ids_BT, attention_mask=mask, position_ids=packed.position_BT)
     return at_least_float32(output.last_hidden_state.flatten(0, 1)[packed.predict_n]), packed
 
 

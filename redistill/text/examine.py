@@ -134,11 +134,12 @@ def memory_plan(
     reading = min(context_of(config.model, model), config.max_prompt_tokens + config.max_new_tokens)
     tokens = max(config.micro_batch_tokens, reading)
     half = 2 if config.dtype == "bfloat16" else 4
+    one_layer = 12 * width + 2 * keys + 4 * inner
     plan = {
         "weights": 4 * numbers, "gradients": 4 * trained, "optimiser": 8 * trained, "teacher copies": 4 * trained * copies,
         "teacher models": 4 * others,
         # saved for the backward pass by a layer: norms, projections, attention's in- and output, the gated inner products
-        "activations": half * tokens * layers * (12 * width + 2 * keys + 4 * inner),
+        "activations": half * tokens * (one_layer + layers * width if config.checkpointing else layers * one_layer),
         "head": min(6 * CHUNK_BYTES, 24 * tokens * int(text.vocab_size)),
         "sampler's cache": 4 * config.sample_batch * reading * layers * 2 * keys,
     }  # fmt: skip

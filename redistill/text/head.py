@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from redistill.core.signal import DivergenceOf, Quantity, Teacher
 from redistill.objectives.measure import WITHOUT_GRADIENT, Memo, TeacherAt, measure_choices
 from redistill.objectives.slopes import logit_slopes
+from redistill.text.halves import halved
 from redistill.text.models import Head
 
 CHUNK_BYTES = 128 * 2**20
@@ -200,7 +201,7 @@ class _Buffers:
 
     def fill(self, hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, low: int, high: int) -> None:
         """Make the logits of a chunk (the student's still without scale and soft cap)."""
-        _multiply(hidden_nD[low:high], weight_VD, bias_V, self.student[: high - low])
+        _multiply(self.work.head, hidden_nD[low:high], weight_VD, bias_V, self.student[: high - low])
         for teacher, buffer in self.teachers.items():
             held = self.held[teacher]
             assert isinstance(held, TeacherStates)
@@ -219,6 +220,29 @@ class _Buffers:
         return self.student[at], self.work.target_n[here], self.work.temperature_n[here], teachers
 
 
+class _Kept:
+    """What outlives a block, in tensors over all steps: a small tensor kept from each block would stand in the place that
+    the next block's large ones come from, and the process would grow by a block each time."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.values: dict[Quantity, Tensor] = {}
+        self.memo: Memo = {}
+
+    def write(self, at: slice, values: Mapping[Quantity, Tensor], memo: Memo) -> None:
+        """Copy what was found at some steps."""
+        for quantity, value_r in values.items():
+            if quantity not in self.values:
+                self.values[quantity] = value_r.new_empty(self.steps)
+            self.values[quantity][at] = value_r
+        for key, parts in memo.items():
+            if key not in self.memo:
+                index, taught, own = (part.new_empty(self.steps, *part.shape[1:]) for part in parts)
+                self.memo[key] = (index, taught, own)
+            for whole, part in zip(self.memo[key], parts):
+                whole[at] = part
+
+
 class _Fused(torch.autograd.Function):
     """hidden, weight, bias, work -> one tensor [n] for each quantity."""
 
@@ -227,8 +251,7 @@ class _Fused(torch.autograd.Function):
         ctx: Any, hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, work: _Work
     ) -> tuple[Tensor, ...]:
         buffers = _Buffers(work, list(work.teachers), hidden_nD)
-        memos: list[Memo] = []
-        found: list[list[Tensor]] = []
+        kept = _Kept(len(hidden_nD))
         for low, high in work.chunks():
             buffers.fill(hidden_nD, weight_VD, bias_V, low, high)
             for at in work.blocks(low, high):
@@ -236,15 +259,14 @@ class _Fused(torch.autograd.Function):
                 _shape_(work.head, logits_rV)
                 memo: Memo = {}
                 values = measure_choices(logits_rV, target_r, temperature_r, teachers, work.quantities, memo)
-                found.append([values[quantity] for quantity in work.quantities])
-                memos.append(memo)
-        values_n = tuple(torch.cat(pieces) for pieces in zip(*found))
+                kept.write(slice(low + at.start, low + at.stop), values, memo)
+        values_n = tuple(kept.values[quantity] for quantity in work.quantities)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(
             *(value for quantity, value in zip(work.quantities, values_n) if isinstance(quantity, WITHOUT_GRADIENT))
         )
         ctx.save_for_backward(hidden_nD, weight_VD, bias_V)
-        ctx.work, ctx.memos = work, memos
+        ctx.work, ctx.memo = work, kept.memo
         ctx.kept = buffers if len(list(work.chunks())) == 1 and any(ctx.needs_input_grad) else None
         return values_n
 
@@ -257,16 +279,19 @@ class _Fused(torch.autograd.Function):
         buffers, ctx.kept = ctx.kept, None  # its logits are overwritten: a second backward makes them again
         shaped = buffers is not None
         buffers = buffers or _Buffers(work, work.taught(list(slopes)), hidden_nD)
-        sums = _Gradients(ctx.needs_input_grad, hidden_nD, weight_VD, bias_V)
-        memos = iter(ctx.memos)
+        sums = _Gradients(work.head, ctx.needs_input_grad, hidden_nD, weight_VD, bias_V)
         for low, high in work.chunks():
             if not shaped:
                 buffers.fill(hidden_nD, weight_VD, bias_V, low, high)
             for at in work.blocks(low, high):
                 logits_rV, target_r, temperature_r, teachers = buffers.block(low, at)
                 factor_rV = _shape_(work.head, logits_rV, shaped, slope=True)
-                here = {quantity: grad_n[low + at.start : low + at.stop] for quantity, grad_n in slopes.items()}
-                found_rV = logit_slopes(logits_rV, target_r, temperature_r, teachers, here, next(memos))
+                place = slice(low + at.start, low + at.stop)
+                here = {quantity: grad_n[place] for quantity, grad_n in slopes.items()}
+                memo = {
+                    key: (index[place], taught[place], own[place]) for key, (index, taught, own) in ctx.memo.items()
+                }
+                found_rV = logit_slopes(logits_rV, target_r, temperature_r, teachers, here, memo)
                 if found_rV is not logits_rV:
                     logits_rV.copy_(found_rV)
                 if factor_rV is not None:
@@ -278,7 +303,10 @@ class _Fused(torch.autograd.Function):
 class _Gradients:
     """Gradients of hidden states, head and bias, each made where it is needed; the head's is summed in place."""
 
-    def __init__(self, needed: Sequence[bool], hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> None:
+    def __init__(
+        self, head: Head, needed: Sequence[bool], hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None
+    ) -> None:
+        self.half = _half(head)
         self.of_hidden_nD, self.of_weight_VD = hidden_nD, weight_VD
         self.hidden_nD = torch.empty_like(hidden_nD) if needed[0] else None
         self.weight_VD = torch.empty_like(weight_VD) if needed[1] else None
@@ -286,20 +314,40 @@ class _Gradients:
 
     def add(self, slope_cV: Tensor, low: int, high: int) -> None:
         """Add what dL/dlogits of the steps from low to high contributes."""
+        if self.bias_V is not None:
+            self.bias_V += slope_cV.sum(0)
+        if self.half:
+            self._add_half(slope_cV.to(torch.bfloat16), low, high)
+            return
         if self.hidden_nD is not None:
             torch.mm(slope_cV, self.of_weight_VD, out=self.hidden_nD[low:high])
         if self.weight_VD is not None:
             self.weight_VD.addmm_(slope_cV.t(), self.of_hidden_nD[low:high], beta=float(low > 0))
-        if self.bias_V is not None:
-            self.bias_V += slope_cV.sum(0)
+
+    def _add_half(self, slope_cV: Tensor, low: int, high: int) -> None:
+        """The same with bfloat16 products, which are summed over chunks in float32."""
+        if self.hidden_nD is not None:
+            self.hidden_nD[low:high] = slope_cV @ halved(self.of_weight_VD).plain_VD
+        if self.weight_VD is not None:
+            made_VD = slope_cV.t() @ self.of_hidden_nD[low:high].to(torch.bfloat16)
+            self.weight_VD = self.weight_VD.copy_(made_VD) if low == 0 else self.weight_VD.add_(made_VD)
+
+
+def _half(head: Head) -> bool:
+    """Whether the products of a head are bfloat16 ones: its model computes so, and its weights are float32."""
+    return head.products == torch.bfloat16 and head.weight_VD.dtype == torch.float32
 
 
 def _product(head: Head, hidden_nD: Tensor, out_nV: Tensor) -> None:
-    _multiply(hidden_nD.to(head.weight_VD.dtype), head.weight_VD, head.bias_V, out_nV)
+    _multiply(head, hidden_nD.to(head.weight_VD.dtype), head.weight_VD, head.bias_V, out_nV)
 
 
-def _multiply(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out_nV: Tensor) -> None:
-    if bias_V is None:
+def _multiply(head: Head, hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out_nV: Tensor) -> None:
+    if _half(head):
+        halved(weight_VD).logits_(hidden_nD, out_nV)
+        if bias_V is not None:
+            out_nV += bias_V
+    elif bias_V is None:
         torch.mm(hidden_nD, weight_VD.t(), out=out_nV)
     else:
         torch.addmm(bias_V, hidden_nD, weight_VD.t(), out=out_nV)

@@ -44,6 +44,8 @@ class Head:
     bias_V: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    products: torch.dtype = torch.float32
+    """What the products of the fused head (text/head.py) round their inputs to; sums and logits are float32."""
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D], in the dtype of the weight (float32)."""
@@ -126,7 +128,8 @@ class LanguageModel:
     def head(self) -> Head:
         """The output layer, sharing memory (and gradient) with the weights."""
         output = self.causal.get_output_embeddings()
-        return Head(output.weight, getattr(output, "bias", None), *_scale_and_softcap(self.causal.config))
+        scale, softcap = _scale_and_softcap(self.causal.config)
+        return Head(output.weight, getattr(output, "bias", None), scale, softcap, self.dtype)
 
     def render(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Ids of a chat that the assistant is about to answer; UserError if the template refuses the messages."""

@@ -104,9 +104,9 @@ class Kernels:
         )  # fmt: skip
         return out_ME, keys, values
 
-    def head(self, hidden_ND: Tensor, packed: Tensor, vocabulary: int) -> Tensor:
-        """float32 logits [N, V] of bfloat16 states and a weight that `pack_head` laid out."""
-        logits_NV = torch.empty(len(hidden_ND), vocabulary)
+    def head(self, hidden_ND: Tensor, packed: Tensor, vocabulary: int, out_NV: Tensor | None = None) -> Tensor:
+        """float32 logits [N, V] of bfloat16 states and a weight that `pack_head` laid out; into `out_NV` if given."""
+        logits_NV = torch.empty(len(hidden_ND), vocabulary) if out_NV is None else out_NV
         self.call["head_h"](
             hidden_ND.data_ptr(),
             packed.data_ptr(),

@@ -53,6 +53,9 @@ class Settings(RunConfig):
         choices=("float32", "bfloat16", "auto"),
     )
     micro_batch_tokens: int = option(512, "tokens in one forward pass of the update", low=1)
+    checkpointing: bool = option(
+        False, "keep one state a layer and make the others again in the backward pass: less memory, slower"
+    )
 
     eval_samples: int = option(0, "samples per held-out prompt for avg@k and pass@k beside greedy; 0 is off", low=0)
     eval_temperature: float = option(1.0, "temperature of those samples", above=0)
