@@ -82,12 +82,13 @@ class Turns(TrainerCallback):
 
 
 def generation_watched(trainer: Any, clock: Clock, turns: Turns) -> None:
-    """Time `_generate`; where the driver gave the tokens (to compare losses), hand those out instead of sampling."""
+    """Time `_generate`; where the driver gave the tokens (to compare losses), hand those out instead of sampling. With vLLM
+    it samples all the same: the trainer needs vLLM's log-probs of the tokens, which cannot be handed out."""
     inner = "_generate_single_turn" if hasattr(trainer, "_generate_single_turn") else "_generate"
     original = getattr(trainer, inner)
 
     def given_or_sampled(prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        if turns.given is None:
+        if turns.given is None or getattr(trainer, "use_vllm", False):
             return original(prompt_ids, *args, **kwargs)
         if inner == "_generate":
             return prompt_ids, turns.given

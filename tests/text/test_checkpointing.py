@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
-
 from redistill.errors import UserError
 from redistill.text import packing
 from redistill.text.checkpointing import recompute_layers
 from redistill.text.domain import _hidden
 from redistill.text.models import LanguageModel, load_model
+from torch import Tensor
 
 PIECES = [packing.Piece(i, (5, 6, 7), tuple(range(8 + i, 20 + i)), ((0, 12),)) for i in range(3)]
 

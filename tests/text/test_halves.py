@@ -6,14 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
-
 from redistill.core.signal import DivergenceOf, EntropyOf, LogProb, Teacher
 from redistill.core.specs import DivergenceKind, Support, TeacherWeights
 from redistill.text import halves, native
 from redistill.text.halves import halved
 from redistill.text.head import TeacherPart, TeacherStates, measure, measure_whole
 from redistill.text.models import Head
+from torch import Tensor
 
 N, D, V = 37, 24, 211
 
