@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from redistill.core.budget import Budget
 from redistill.core.options import option, options_of
 from redistill.errors import UserError, nearest
 
@@ -37,6 +38,10 @@ class RunConfig:
 
     eval_prompts: int = option(100, "held-out prompts of an evaluation", low=1)
     eval_every: int = option(0, "updates between evaluations; 0 evaluates before and after only", low=0)
+    budget: Budget | None = option(
+        None, "also end after the first step that reaches rollouts=N, tokens=N (generated) or seconds=N (of training)"
+    )
+    eval_parts: int = option(0, "equal parts of the budget with an evaluation at the end of each; 0 is off", low=0)
     save_every: int = option(25, "updates between checkpoints", low=1)
     keep_last: int = option(2, "checkpoints kept", low=1)
     save_model: bool = option(True, "save the trained model as ordinary transformers files at the end")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from redistill.config import RunConfig
 from redistill.core import rng
+from redistill.core.budget import Dry, spend
 from redistill.core.domain import Domain
 from redistill.core.episode import Group
 from redistill.core.method import Method, Stage
@@ -33,14 +35,15 @@ DRIFT_EVERY, DRIFT_SAMPLE = 5, 4096
 
 @dataclass
 class Cursor:
-    """Where the run is: the step, the stage and the step at which it began, the prompts used, the evaluations so far,
-    and whether the method itself said that it was done (then more steps are not wanted)."""
+    """Where the run is: the step, the stage and the step at which it began, the prompts used, what was spent, the evaluations
+    so far, and whether the run ended before its steps (its method or its budget said so: more are not wanted)."""
 
     step: int = 0
     stage: int = 0
     stage_began: int = 0
     prompts: int = 0
     evaluations: dict[str, Any] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
     done: bool = False
 
     def state(self) -> Piece:
@@ -70,6 +73,7 @@ class Run:
     saved: tuple[int, int] | None = None
     told: set[str] = field(default_factory=set)
     idle: int = 0
+    dry: Dry = field(default_factory=Dry)
 
     def __post_init__(self) -> None:
         self.log_file, self.samples = Log(self.folder.path / "metrics.jsonl"), Log(self.folder.path / "samples.jsonl")
@@ -155,6 +159,8 @@ class Run:
                 self.cursor.stage += 1
                 if self.cursor.stage < len(self.stages):
                     self.cursor.stage_began = self.cursor.step
+            if self.config.budget and self.config.budget.share(self.cursor.spent) >= 1:
+                self.cursor.stage, self.cursor.done = len(self.stages), True
 
     def _due(self) -> list[str]:
         """Labels of the evaluations that belong to this moment and have not been made (a stop may have come before)."""
@@ -167,6 +173,8 @@ class Run:
                 labels.append(f"after {self.stages[stage - 1].name}")
             if step and self.config.eval_every and step % self.config.eval_every == 0:
                 labels.append(f"step-{step}")
+            part = self.config.budget.part(self.cursor.spent, self.config.eval_parts) if self.config.budget else 0
+            labels += [f"part-{part}"] if part else []
         return [label for label in labels if label not in self.cursor.evaluations]
 
     def _steps(self, stage: Stage) -> int:
@@ -176,6 +184,9 @@ class Run:
         """Steps of the run if no stage ends early."""
         if self.cursor.stage == len(self.stages):
             return self.cursor.step
+        share = self.config.budget.share(self.cursor.spent) if self.config.budget else 0.0
+        if share:
+            return min(self.config.steps, math.ceil(self.cursor.step / min(share, 1.0)))
         return self.cursor.stage_began + sum(self._steps(stage) for stage in self.stages[self.cursor.stage :])
 
     def _enter(self, stage: Stage) -> None:
@@ -238,6 +249,9 @@ class Run:
                 f"{self.metrics['given_up']:.0f} answers could not be judged within a limit and got the lowest reward",
             )
         self._count_omitted()
+        made = getattr(self.domain, "generated", {})
+        self.metrics |= spend(self.cursor.spent, made, clock.seconds)
+        self.dry.watch(self.method.slug, self.config.budget, made, self._steps(stage))
         record = {"step": self.cursor.step, "stage": stage.name, **self.metrics}
         self.log_file.add({**record, **clock.seconds})
         for group in list(groups)[:1]:
@@ -358,6 +372,7 @@ class Run:
         result = {
             "method": self.method.slug, "steps": self.cursor.step, "prompts": self.cursor.prompts,
             "evaluations": self.cursor.evaluations, "skipped_updates": skipped, "seconds": round(seconds, 1),
+            "spent": {"updates": self.cursor.step, **self.cursor.spent},
         }  # fmt: skip
         self.folder.write("result.json", result)
         self.report("finished", {**result, "folder": str(self.folder.path)})

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from redistill.core.budget import Budget
 from redistill.core.specs import DivergenceKind, Normaliser, Support, TeacherWeights
 from redistill.errors import UserError, nearest
 
-SPECS = (DivergenceKind, Support, TeacherWeights, Normaliser)
+SPECS = (DivergenceKind, Support, TeacherWeights, Normaliser, Budget)
 T = TypeVar("T")
 
 

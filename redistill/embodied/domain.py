@@ -6,6 +6,7 @@ weights), or the actions it proposes [S, D] (for the run's `teacher`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from redistill.core.budget import tally
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group, flat
 from redistill.core.noise import normal
@@ -87,6 +89,7 @@ class EmbodiedDomain:
         self.progress = Progress()
         self.step = 0
         self.calls = 0
+        self.generated: Counter[str] = Counter()
 
     def _other(self, path: str) -> ControlModel:
         sizes = {"observations": self.task.observations, "actions": self.task.actions}
@@ -99,6 +102,7 @@ class EmbodiedDomain:
     def begin_step(self, step: int) -> None:
         """A new step: draws are keyed by it."""
         self.step, self.calls = step, 0
+        self.generated.clear()
 
     @torch.no_grad()
     def rollout(self, prompts: Sequence[Prompt]) -> list[Group]:
@@ -137,6 +141,7 @@ class EmbodiedDomain:
                 own = values[ends[n] - len(traces[n].observations) : ends[n]]
                 episodes.append(self._episode(prompt, traces[n], taken[n], logps[n], own, (*key, i, j)))
             groups.append(Group(prompt, episodes))
+        tally(self.generated, groups)
         return groups
 
     def _episode(

@@ -6,6 +6,7 @@ have log-probs, or one noised sample (x0, t, eps), which has errors of velocity;
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from redistill.core import rng
+from redistill.core.budget import tally
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group
 from redistill.core.noise import normal
@@ -66,6 +68,7 @@ class GenerationDomain:
         self.times = schedule(config.sampling_steps, config.shift)
         self.step = 0
         self.calls = 0
+        self.generated: Counter[str] = Counter()
         self.shown: tuple[Tensor, list[int]] | None = None
 
     # --- velocities -------------------------------------------------------------------------------------------------
@@ -95,6 +98,7 @@ class GenerationDomain:
     def begin_step(self, step: int) -> None:
         """A new step: draws are keyed by it."""
         self.step, self.calls = step, 0
+        self.generated.clear()
 
     def rollout(
         self,
@@ -141,6 +145,7 @@ class GenerationDomain:
                     )
                 )  # fmt: skip
             groups.append(Group(prompt, episodes))
+        tally(self.generated, groups)
         return groups
 
     def _noise(self, *key: Any) -> Tensor:

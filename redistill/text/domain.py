@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from redistill.core.budget import tally
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group
 from redistill.core.players import Player
@@ -67,6 +68,7 @@ class TextDomain:
         self.step = 0
         self.calls = 0
         self.omitted: Counter[str] = Counter()
+        self.generated: Counter[str] = Counter()
 
     def _other_model(self, name: str) -> LanguageModel | ServedTeacher | AnswerPool:
         """A teacher that is another model, a server or a pool of answers. What is compared with the student id by id must
@@ -126,6 +128,7 @@ class TextDomain:
         """A new step: draws are keyed by it."""
         self.step, self.calls = step, 0
         self.omitted.clear()
+        self.generated.clear()
 
     def rollout(
         self,
@@ -156,6 +159,7 @@ class TextDomain:
         for (i, ids), key, answers in zip(kept, keys, sampled):
             rows = [self._episode(prompts[i], ids, one, view, (*key, number)) for number, one in enumerate(answers)]
             groups.append(Group(prompts[i], rows))
+        tally(self.generated, groups)
         return groups
 
     def _sampled(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+from redistill.core.budget import tally
 from redistill.core.episode import Episode, Group
 from redistill.core.specs import TeacherWeights
 from redistill.core.task import Prompt, checked_verdict
@@ -62,6 +63,7 @@ def sampled_under(
             )
             for number, one in enumerate(answers)
         ])  # fmt: skip
+    tally(domain.generated, groups)
     return groups
 
 

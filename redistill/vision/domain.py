@@ -6,6 +6,7 @@ label and its one step the prediction of it. A stored teacher's context is a dis
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redistill.core import rng
+from redistill.core.budget import tally
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group
 from redistill.core.players import Player
@@ -68,6 +70,7 @@ class VisionDomain:
         self.bank = TeacherBank(student, self._other)
         self.step = 0
         self.calls = 0
+        self.generated: Counter[str] = Counter()
         self.recorded: dict[tuple[int, ...], Tensor] = {}
 
     def _other(self, path: str) -> ImageModel:
@@ -105,6 +108,7 @@ class VisionDomain:
     def begin_step(self, step: int) -> None:
         """A new step: draws are keyed by it, and no prediction has been recorded."""
         self.step, self.calls = step, 0
+        self.generated.clear()
         self.recorded.clear()
 
     def labelled(self, prompts: Sequence[Prompt]) -> list[Group]:
@@ -140,6 +144,7 @@ class VisionDomain:
                 for number, label in enumerate(label_nG[i].tolist())
             ]  # fmt: skip
             groups.append(Group(prompt, episodes))
+        tally(self.generated, groups)
         return groups
 
     # --- teachers ---------------------------------------------------------------------------------------------------
