@@ -1,27 +1,32 @@
-"""Redistill: post-training in which the teacher is often the model itself."""
+"""Redistill: post-training in which the teacher is often the model itself.
+
+    run = redistill.run("sdpo", task="chain_sum", model="smollm2-135m", steps=20)
+    run.metrics, run.evaluations, run.model, run.eval(k=4), run.report()
+    redistill.compare("grpo", "sdpo", task="sums", model="pocket", budget="rollouts=2000", out="runs/two")
+
+docs/python.md tells of them all. Importing this package imports no torch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from redistill.api import Comparison, Finished, compare, evaluate, load, run, show
+from redistill.errors import UserError
+
+if TYPE_CHECKING:
+
+    def methods() -> list[dict[str, Any]]:
+        """Every method: the rows of `redistill list`."""
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished run: what result.json says, and its folder."""
-
-    result: dict[str, Any]
-    folder: Path
+__all__ = ["Comparison", "Finished", "UserError", "compare", "evaluate", "load", "methods", "run", "show"]
 
 
-def run(slug: str, *, out: Path | None = None, **settings: Any) -> Finished:
-    """Run a method as `redistill run` does; settings are those of the run and of the method. UserError for a mistake."""
-    from redistill.build import prepare
-    from redistill.reporting.terminal import reporter
+def __getattr__(name: str) -> Any:
+    """`redistill.methods` is the package of the methods, loaded when it is first asked for; it can also be called."""
+    if name == "methods":
+        from importlib import import_module
 
-    made = prepare(slug, settings, out=out, report=reporter(quiet=True, silent=True))
-    try:
-        return Finished(made.go(False), made.folder.path)
-    finally:
-        made.close()
+        return import_module("redistill.methods")
+    raise AttributeError(f"module 'redistill' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: list, show, run, reproduce, eval, doctor (compare and report are not built yet and say so)."""
+"""The command line: list, show, run, compare, reproduce, eval, doctor (report is not built yet and says so)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from redistill.core.stopping import Interrupted, Stop
 from redistill.errors import UserError, nearest
+from redistill.evaluation.compare_command import add_compare, compare_command
 
 if TYPE_CHECKING:
     from redistill.core.loop import Run
 
 LATER = {
-    "compare": "comparisons of methods on equal budgets",
     "report": "the page of a run",
 }
 
@@ -64,6 +64,8 @@ def parser(slug: str | None = None) -> Parser:
     one.add_argument("--resume", action="store_true", help="continue the run in --out from its newest good checkpoint")
     one.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
     one.add_argument("--json", action="store_true", help="print the result as JSON only")
+
+    add_compare(verbs)
 
     one = verbs.add_parser("reproduce", help="the paper's direction against its own baseline; writes evidence/<slug>/")
     one.add_argument("slug")
@@ -126,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. 0: the work was done; 2: a user's mistake, told in one sentence on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        known = [*LATER, "list", "show", "run", "reproduce", "eval", "doctor"]
+        known = [*LATER, "list", "show", "run", "compare", "reproduce", "eval", "doctor"]
         if words and not words[0].startswith("-") and words[0] not in known:
             raise UserError(f"command {words[0]!r} is unknown{nearest(words[0], known)}")
         asked = words[:1] == ["run"] and {"-h", "--help"} & set(words)
@@ -278,7 +280,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_VERBS = {"list": _list, "show": _show, "run": _run, "reproduce": _reproduce, "eval": _eval, "doctor": _doctor}
+_VERBS = {
+    "list": _list,
+    "show": _show,
+    "run": _run,
+    "compare": compare_command,
+    "reproduce": _reproduce,
+    "eval": _eval,
+    "doctor": _doctor,
+}
 
 
 if __name__ == "__main__":

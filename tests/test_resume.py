@@ -103,7 +103,7 @@ def outcome(out: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             found[path.name] = path.read_bytes()
         else:
-            parts = json.loads(path.read_text())["parts"]
+            parts = json.loads(without_seconds(path.read_text()))["parts"]
             found["facts"] = {name: facts for name, facts in parts.items() if name != "metrics"}
     for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "views.txt", "result.json"):
         found[name] = without_seconds((out / name).read_text())

@@ -26,7 +26,7 @@ from redistill.core.runs import finite, versions
 from redistill.core.state import digest
 from redistill.core.stopping import Stop
 from redistill.errors import UserError, nearest
-from redistill.evaluation.comparison import COSTS, Finished, Point, compared
+from redistill.evaluation.comparison import COSTS, Ended, Point, compared
 
 DECIDED = ("task", "model", "seed", "budget")
 """Settings that the comparison itself decides."""
@@ -100,8 +100,9 @@ def compare(
     report("plan", {"runs": len(jobs), "ended": sum(job.ended for job in jobs), "out": str(out)})
     for job in jobs:
         _run(job, report, stop or Stop(), command)
-    found = _content(arms, jobs, spent, seeds, {"task": task, "model": model, "command": command})
-    (out / "compare.json").write_text(json.dumps(finite(found), indent=1, ensure_ascii=False) + "\n")
+    found: dict[str, Any] = _content(arms, jobs, spent, seeds, {"task": task, "model": model, "command": command})
+    found = finite({**found, "page": str(out / "compare.html")})
+    (out / "compare.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_page(out / "compare.html", found)
     report("compared", found)
     return found
@@ -234,7 +235,7 @@ def _run(job: Job, report: Report, stop: Stop, command: str) -> None:
     report("ran", {"method": job.arm.name, "seed": job.seed, "spent": read_run(job.folder, job.seed).spent})
 
 
-def read_run(folder: Path, seed: int) -> Finished:
+def read_run(folder: Path, seed: int) -> Ended:
     """A run that has ended, from its folder: what it had spent at each evaluation is added up from its log."""
     try:
         result = json.loads((folder / "result.json").read_text())
@@ -254,7 +255,7 @@ def read_run(folder: Path, seed: int) -> Finished:
         spent["rollouts"] += line["sampled"]
         spent["tokens"] += line["sampled_tokens"]
         spent["seconds"] += sum(value for key, value in line.items() if key.startswith("seconds_"))
-    return Finished(seed, points, spent, str(folder))
+    return Ended(seed, points, spent, str(folder))
 
 
 def _scores(facts: Mapping[str, Any]) -> np.ndarray:

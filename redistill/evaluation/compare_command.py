@@ -23,9 +23,13 @@ def add_compare(verbs: Any) -> None:
     one.add_argument("methods", nargs="+", metavar="METHOD", help="two or more, e.g. grpo sdpo:teacher=ema(0.1)")
     one.add_argument("--task", required=True, help="task, e.g. chain_sum:min_terms=2,max_terms=4")
     one.add_argument("--model", required=True, help="model name, folder or hub id")
-    one.add_argument("--budget", required=True, help="of every run: rollouts=N, tokens=N (generated) or seconds=N (of training)")
+    one.add_argument(
+        "--budget", required=True, help="of every run: rollouts=N, tokens=N (generated) or seconds=N (of training)"
+    )
     one.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
-    one.add_argument("--out", type=Path, required=True, help="folder of the comparison; runs that it holds are not repeated")
+    one.add_argument(
+        "--out", type=Path, required=True, help="folder of the comparison; runs that it holds are not repeated"
+    )
     one.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all runs, e.g. learning_rate=1e-4"
     )
@@ -52,7 +56,7 @@ def compare_command(arguments: argparse.Namespace) -> int:
         print(f"redistill: stopped; the same command goes on from here: redistill {words}", file=sys.stderr)
         return stop.status
     finally:
-        report("close", {})
+        report("end", {})
     if arguments.json:
         print(json.dumps(found))
     else:

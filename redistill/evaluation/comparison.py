@@ -30,7 +30,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Finished:
+class Ended:
     """A run that has ended: its evaluations in order, and all that it spent."""
 
     seed: int
@@ -65,7 +65,7 @@ class Curve:
         return np.asarray(np.trapezoid(height_KP, knots_K, axis=0) / until)
 
 
-def curve_of(run: Finished, unit: str) -> Curve:
+def curve_of(run: Ended, unit: str) -> Curve:
     """A run's curve in a unit of the budget; of two evaluations at one place the later counts."""
     at = {float(point.spent[unit]): point.score_P for point in run.points}
     places = sorted(at)
@@ -78,7 +78,7 @@ def verdict(difference: Interval, seeds: int) -> str:
     return word if seeds > 1 else f"{word} (on this seed)"
 
 
-def compared(arms: Mapping[str, Sequence[Finished]], budget: Budget, parts: int) -> dict[str, dict[str, Any]]:
+def compared(arms: Mapping[str, Sequence[Ended]], budget: Budget, parts: int) -> dict[str, dict[str, Any]]:
     """Each method's facts by name; the first is the baseline. See docs/compare.md for what the keys mean."""
     curves = {name: [curve_of(run, budget.unit) for run in runs] for name, runs in arms.items()}
     grid = [budget.amount * k / parts for k in range(parts + 1)]

@@ -28,6 +28,7 @@ T_975 = {
     20: 2.086,
 }
 """Two-sided 95% quantiles of Student's t by degrees of freedom."""
+Z_975 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -76,30 +77,32 @@ def paired_difference(after: Sequence[float], before: Sequence[float], draws: in
 def crossed_interval(values_SP: Array) -> Interval:
     """Mean over seeds [S] and the prompts [P] that all of them share, with a 95% interval for other seeds and other prompts.
 
-    Student's t over the seeds' means and, added in quadrature, the normal interval of what prompts vary beyond chance
-    (mean squares of the two-way layout): a t interval where prompts do not matter. A percentile bootstrap over two to
-    five seeds is far too narrow (docs/compare.md has the figures). One seed: a bootstrap over its prompts, which says
-    nothing about other seeds.
+    Student's t over the seeds' means (at least the normal interval of the residual noise, so that seeds that agree by
+    chance do not give a width of 0) and, added in quadrature, the normal interval of what prompts vary beyond that noise. A
+    percentile bootstrap over two to five seeds is far too narrow; docs/compare.md has the figures. One seed: a
+    bootstrap over its prompts, which says nothing about other seeds.
     """
     values = np.asarray(values_SP, dtype=np.float64)
     seeds, prompts = values.shape
     if seeds == 1:
         return paired_difference(values[0], np.zeros(prompts)) if prompts > 1 else t_interval(values[0])
     over_seeds = t_interval(values.mean(axis=1))
-    beyond = prompt_variance(values) if prompts > 1 else 0.0
-    half = math.hypot(over_seeds.high - over_seeds.estimate, 1.959964 * math.sqrt(beyond))
+    noise, beyond = _two_way(values) if prompts > 1 else (0.0, 0.0)
+    seeds_square = max((over_seeds.high - over_seeds.estimate) ** 2, Z_975**2 * noise)
+    half = math.sqrt(seeds_square + Z_975**2 * beyond)
     return Interval(over_seeds.estimate, over_seeds.estimate - half, over_seeds.estimate + half)
 
 
-def prompt_variance(values_SP: Array) -> float:
-    """Variance of the mean over all that comes from the choice of prompts: (mean square of prompts - residual mean square)
-    / (S P), 0 where that is negative. Two seeds or more."""
-    values = np.asarray(values_SP, dtype=np.float64)
-    seeds, prompts = values.shape
-    over_seeds, over_prompts = values.mean(axis=0), values.mean(axis=1)
-    residual = values - over_seeds[None, :] - over_prompts[:, None] + values.mean()
-    residual_square = float(np.square(residual).sum()) / ((seeds - 1) * (prompts - 1))
-    return max(0.0, (seeds * float(over_seeds.var(ddof=1)) - residual_square) / (seeds * prompts))
+def _two_way(values_SP: Array) -> tuple[float, float]:
+    """Parts of the variance of the mean over all, by the mean squares of the two-way layout: of the residual, and of the
+    choice of prompts beyond it (0 where that is negative)."""
+    seeds, prompts = values_SP.shape
+    seed_S, prompt_P = values_SP.mean(axis=1), values_SP.mean(axis=0)
+    residual_SP = values_SP - seed_S[:, None] - prompt_P[None, :] + values_SP.mean()
+    residual_square = float(np.square(residual_SP).sum()) / ((seeds - 1) * (prompts - 1))
+    prompt_square = seeds * float(prompt_P.var(ddof=1))
+    count = seeds * prompts
+    return residual_square / count, max(0.0, prompt_square - residual_square) / count
 
 
 def crossed_weights(seeds: int, prompts: int, draws: int) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from redistill.build import method_class, settings_class
-from redistill.config import RunConfig
+from redistill.core.domain import Domain
 from redistill.core.options import build
 from redistill.core.state import Piece, newest_good, verify
 from redistill.errors import UserError
@@ -29,10 +29,9 @@ def evaluate_saved(
     given |= {"task": task} if task is not None else {}
     given |= {"eval_prompts": prompts} if prompts is not None else {}
     given |= {"eval_samples": k} if k else {}
-    if (folder / "config.json").is_file() and "run" in (record := json.loads((folder / "config.json").read_text())):
-        cls = settings_class(method_class(record["method"]))
-        config = build(cls, {**record["run"], **given})
-        return {"target": target, "label": target, **_of_run(folder, record["method"], config)}
+    if (folder / "config.json").is_file() and "run" in json.loads((folder / "config.json").read_text()):
+        step, restored_domain = restored(folder, given)
+        return {"target": target, "label": target, "step": step, **restored_domain.evaluate("saved")}
     if task is None:
         raise UserError(f"{target!r} is not a run folder, so it has no task of its own: add --task")
     config = build(settings_class(method_class("sft")), {"model": target, **given})
@@ -40,17 +39,21 @@ def evaluate_saved(
     return {"target": target, "label": target, "step": 0, **domain.evaluate("saved")}
 
 
-def _of_run(folder: Path, slug: str, config: RunConfig) -> dict[str, Any]:
-    """Evaluate the student of a run's newest good checkpoint."""
+def restored(folder: Path, pairs: Mapping[str, Any] = {}) -> tuple[int, Domain]:
+    """The step of a run's newest good checkpoint, and the run's domain with the weights of then; `pairs` are other settings
+    than the run had. UserError where no checkpoint is left."""
+    record = json.loads((folder / "config.json").read_text())
+    cls = method_class(record["method"])
+    config = build(settings_class(cls), {**record["run"], **pairs})
     checkpoint, _ = newest_good(folder / "checkpoints")
     if checkpoint is None:
         raise UserError(f"run folder {folder} has no usable checkpoint to evaluate")
     manifest = verify(checkpoint)
     from safetensors.torch import load_file
 
-    domain = import_module(f"redistill.{method_class(slug).domain}.assemble").assemble(config)[1]
+    domain: Domain = import_module(f"redistill.{cls.domain}.assemble").assemble(config)[1]
     for name, player in domain.players.items():
         part = f"player-{name}"
         path = checkpoint / f"{part}.safetensors"
         player.restore(Piece(load_file(path) if path.is_file() else {}, manifest["parts"][part]))
-    return {"step": manifest["step"], **domain.evaluate("saved")}
+    return int(manifest["step"]), domain

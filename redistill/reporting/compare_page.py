@@ -22,7 +22,9 @@ def write_page(path: Path, found: Mapping[str, Any]) -> int:
     page.table(COLUMNS, rows(found), "Methods; the first is the baseline that the others are compared with")
     page.heading("Learning curves")
     page.chart(_curves(found))
-    page.charts([_by(found, unit) for unit in ("updates", "tokens", "seconds", "rollouts") if unit != found["budget"]["unit"]])
+    page.charts(
+        [_by(found, unit) for unit in ("updates", "tokens", "seconds", "rollouts") if unit != found["budget"]["unit"]]
+    )
     page.heading("Differences")
     page.charts([
         _differences(found, "difference", "Final score", "Mean of method minus baseline over the same seeds and prompts."),
@@ -95,7 +97,10 @@ def _differences(found: Mapping[str, Any], key: str, title: str, note: str) -> C
 def _cost(found: Mapping[str, Any], unit: str) -> Chart:
     costs = {name: facts["cost"][unit] for name, facts in found["methods"].items()}
     bars = Bars(unit, list(costs), [sum(values) / len(values) for values in costs.values()])
-    what = {"seconds": "Seconds of training steps; evaluations are not counted.", "tokens": "Tokens that were generated."}
+    what = {
+        "seconds": "Seconds of training steps; evaluations are not counted.",
+        "tokens": "Tokens that were generated.",
+    }
     return Chart(f"{unit} a run", "method", unit, [bars], note=what.get(unit, ""))
 
 

@@ -54,12 +54,12 @@ class Watch:
         elif event == "warning":
             self.console.print(f"warning: {escape(self.name)}: {escape(facts['text'])}")
         elif event == "ran":
-            self.ended, self.ran, self.share = self.ended + 1, self.ran + (not self.there), 0.0
             spent = ", ".join(f"{value:,.0f} {unit}" for unit, value in facts["spent"].items())
             if not self.there:
                 self._line(f"spent {spent}")
+            self.ended, self.ran, self.share = self.ended + 1, self.ran + (not self.there), 0.0
             self._bar()
-        elif event == "compared":
+        elif event in ("compared", "end"):
             self.stop()
 
     def _pace(self) -> str:
@@ -90,7 +90,15 @@ class Watch:
             self.progress = None
 
 
-COLUMNS = ("method", "final", "against the baseline", "", "mean over the budget", "reaches the baseline's final at", "cost of a run")
+COLUMNS = (
+    "method",
+    "final",
+    "against the baseline",
+    "",
+    "mean over the budget",
+    "reaches the baseline's final at",
+    "cost of a run",
+)
 
 
 def rows(found: Mapping[str, Any]) -> list[list[str]]:

@@ -96,7 +96,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 # --- law 9 ------------------------------------------------------------------------------------------------------------
 ROOTS = ("method", "stages", "domain", "cursor", "task", "config", "watch")
-PER_STEP = ("domain.step", "domain.calls", "domain.omitted")
+PER_STEP = ("domain.step", "domain.calls", "domain.omitted", "domain.generated")
 """What begin_step sets anew; every update sets the optimiser's rate from the learning rate and the warm-up."""
 
 
