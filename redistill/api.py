@@ -51,20 +51,12 @@ class Finished:
         of the run's domain. UserError where the run has kept no checkpoint."""
         from redistill.evaluation.saved import restored
 
-        domain = restored(self.folder)[1]
-        return getattr(domain, "lm", None) or domain.model
+        domain: Any = restored(self.folder)[1]
+        return domain.lm if hasattr(domain, "lm") else domain.model
 
     def eval(self, task: str | None = None, k: int = 0, prompts: int | None = None, **settings: Any) -> dict[str, Any]:
         """Evaluate the trained model as `redistill eval` does: on the run's own task unless another is named."""
         return evaluate(self.folder, task, k, prompts, **settings)
-
-    def report(self, out: str | Path | None = None, *, show: bool = False) -> Path:
-        """Write the run's page (`report.html` in its folder unless `out` is given) and return its path; `show` opens it."""
-        from redistill.reporting.report import write_report
-
-        path = Path(out) if out is not None else self.folder / "report.html"
-        write_report([self.folder], path)
-        return opened(path, show)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def difference(one_SP: Array, other_SP: Array) -> dict[str, Any]:
     percentile bootstrap over seeds and prompts, which is too narrow for few seeds and decides nothing."""
     gap_SP = one_SP - other_SP
     found = crossed_interval(gap_SP)
-    weight_BS, weight_BP = crossed_weights(*gap_SP.shape, DRAWS)
+    weight_BS, weight_BP = crossed_weights(len(gap_SP), gap_SP.shape[1], DRAWS)
     low, high = np.quantile(((weight_BS @ gap_SP) * weight_BP).sum(axis=1), [0.025, 0.975])
     return {
         "estimate": found.estimate, "low": found.low, "high": found.high, "verdict": verdict(found, len(gap_SP)),
@@ -130,7 +130,7 @@ def reach(own: Sequence[Curve], base: Sequence[Curve], budget: Budget) -> dict[s
     """
     places = sorted({0.0, budget.amount, *(float(at) for curve in own for at in curve.at_K)})
     final_SP = np.stack([curve.score_KP[-1] for curve in base])
-    weight_BS, weight_BP = crossed_weights(*final_SP.shape, DRAWS)
+    weight_BS, weight_BP = crossed_weights(len(base), final_SP.shape[1], DRAWS)
     # The first "draw" is the data themselves: it gives the estimate.
     weight_BS = np.vstack([np.full(len(base), 1 / len(base)), weight_BS])
     weight_BP = np.vstack([np.full(final_SP.shape[1], 1 / final_SP.shape[1]), weight_BP])

@@ -85,7 +85,7 @@ def crossed_interval(values_SP: Array) -> Interval:
     values = np.asarray(values_SP, dtype=np.float64)
     seeds, prompts = values.shape
     if seeds == 1:
-        return paired_difference(values[0], np.zeros(prompts)) if prompts > 1 else t_interval(values[0])
+        return paired_difference(values[0].tolist(), [0.0] * prompts) if prompts > 1 else t_interval(values[0])
     over_seeds = t_interval(values.mean(axis=1))
     noise, beyond = _two_way(values) if prompts > 1 else (0.0, 0.0)
     seeds_square = max((over_seeds.high - over_seeds.estimate) ** 2, Z_975**2 * noise)
