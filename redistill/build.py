@@ -23,7 +23,7 @@ from redistill.core.task import Task
 from redistill.errors import UserError, nearest
 from redistill.reporting import trackers
 
-MAY_CHANGE = ("steps", "tracker")
+MAY_CHANGE = ("steps", "tracker", "trace_prompts", "trace_every")
 """Settings that a resumed run may be given anew."""
 
 

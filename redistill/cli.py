@@ -1,4 +1,4 @@
-"""The command line: list, show, run, compare, reproduce, eval, doctor (report is not built yet and says so)."""
+"""The command line: list, show, run, compare, reproduce, eval, doctor, report."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ from redistill.evaluation.compare_command import add_compare, compare_command
 
 if TYPE_CHECKING:
     from redistill.core.loop import Run
-
-LATER = {
-    "report": "the page of a run",
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,9 +91,10 @@ def parser(slug: str | None = None) -> Parser:
     )
     one.add_argument("--json", action="store_true", help="print JSON only")
 
-    for verb, what in LATER.items():
-        one = verbs.add_parser(verb, help=f"(not built yet) {what}")
-        one.add_argument("rest", nargs=argparse.REMAINDER)
+    one = verbs.add_parser("report", help="the page of a run: curves, evaluations, the credit of every token")
+    one.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    one.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
+    one.add_argument("--json", action="store_true", help="print the run's facts as JSON only; the page is written too")
     return top
 
 
@@ -128,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. 0: the work was done; 2: a user's mistake, told in one sentence on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        known = [*LATER, "list", "show", "run", "compare", "reproduce", "eval", "doctor"]
+        known = list(_VERBS)
         if words and not words[0].startswith("-") and words[0] not in known:
             raise UserError(f"command {words[0]!r} is unknown{nearest(words[0], known)}")
         asked = words[:1] == ["run"] and {"-h", "--help"} & set(words)
@@ -137,10 +134,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.verb is None:
             parser().print_help()
             return 0
-        if arguments.verb in LATER:
-            raise UserError(
-                f"`redistill {arguments.verb}` ({LATER[arguments.verb]}) is not built yet; run, reproduce, eval, doctor, list and show are"
-            )
         arguments.words = words
         return int(_VERBS[arguments.verb](arguments) or 0)
     except UserError as error:
@@ -280,6 +273,17 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from redistill.reporting.run_page import report
+
+    found = report(arguments.runs, arguments.out)
+    if arguments.json:
+        print(json.dumps(found[0] if len(found) == 1 else found, ensure_ascii=False))
+    else:
+        print("\n".join(f"{one['outcome']}\npage: {one['page']} ({one['bytes'] / 1e6:.1f} MB)" for one in found))
+    return 0
+
+
 _VERBS = {
     "list": _list,
     "show": _show,
@@ -288,6 +292,7 @@ _VERBS = {
     "reproduce": _reproduce,
     "eval": _eval,
     "doctor": _doctor,
+    "report": _report,
 }
 
 

@@ -45,6 +45,15 @@ class RunConfig:
     save_every: int = option(25, "updates between checkpoints", low=1)
     keep_last: int = option(2, "checkpoints kept", low=1)
     save_model: bool = option(True, "save the trained model as ordinary transformers files at the end")
+    trace_prompts: int = option(
+        2,
+        "held-out prompts whose credit is recorded through training, for `redistill report`; 0 records nothing",
+        low=0,
+        high=20,
+    )
+    trace_every: int | None = option(
+        None, "updates between these records; none: about 20 in a run, at less than 3% more rollouts", low=1
+    )
     max_bad_updates: int = option(5, "non-finite updates in a row after which the run stops", low=1)
     tracker: str = option(
         "none", "also log to a tracker (pip install redistill[trackers])",

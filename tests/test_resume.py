@@ -105,7 +105,7 @@ def outcome(out: Path) -> dict[str, Any]:
         else:
             parts = json.loads(without_seconds(path.read_text()))["parts"]
             found["facts"] = {name: facts for name, facts in parts.items() if name != "metrics"}
-    for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "views.txt", "result.json"):
+    for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "credit.jsonl", "views.txt", "result.json"):
         found[name] = without_seconds((out / name).read_text())
     left = [path.name for path in out.rglob(".*") if path.name != ".lock"]
     assert left == [], "drafts are removed"

@@ -19,6 +19,7 @@ from redistill.core.signal import Signal
 from redistill.core.state import Piece, State, Stateful, newest_good
 from redistill.core.stopping import Interrupted, Stop
 from redistill.core.task import Prompt, Task
+from redistill.core.trace import Recorder
 from redistill.core.update import update
 from redistill.core.vitals import activity, describe_groups
 from redistill.errors import OutsideFault, UserError
@@ -78,6 +79,8 @@ class Run:
     def __post_init__(self) -> None:
         self.log_file, self.samples = Log(self.folder.path / "metrics.jsonl"), Log(self.folder.path / "samples.jsonl")
         self.alarms, self.watch = Log(self.folder.path / "alarms.jsonl"), Watch()
+        self.credit = Log(self.folder.path / "credit.jsonl")
+        self.recorder = Recorder(self)
         self.state = State()
         parts: dict[str, Stateful] = {
             "cursor": self.cursor,
@@ -85,6 +88,7 @@ class Run:
             "samples": self.samples,
             "alarms": self.alarms,
             "watch": self.watch,
+            "credit": self.credit,
             **self.domain.stateful(),
         }
         parts |= {f"player-{name}": player for name, player in self.domain.players.items()}
@@ -149,6 +153,7 @@ class Run:
             if finished or (self.cursor.step and self.cursor.step % self.config.save_every == 0):
                 self._save(finished)
             if finished:
+                self.recorder.finished(self.stages[-1])
                 return
             self.stop.check()
             stage = self.stages[self.cursor.stage]
@@ -204,6 +209,8 @@ class Run:
         """One step of a stage; whether its method says that it is done."""
         self.metrics = {}
         clock = Clock()
+        self.recorder.before(stage)
+        clock.lap("record")
         self.domain.begin_step(self.cursor.step)
         groups = stage.method.collect(self)
         clock.lap("collect")
@@ -211,6 +218,8 @@ class Run:
         signals: Sequence[Signal] = [made] if isinstance(made, Signal) else list(made)
         clock.lap("signal")
         self._show_views(stage, groups, signals)
+        self.recorder.training(stage, groups, signals)
+        clock.lap("record")
         for number, signal in enumerate(signals):
             measured = update(signal, self.domain, self.config.minibatches, self._orders(number, len(signal.rows)))
             prefix = "" if signal.player == "student" else f"{signal.player}/"
@@ -341,7 +350,7 @@ class Run:
         for sentence in refused:
             self.report("warning", {"text": f"{sentence}; the one before it is used"})
         if folder is None:
-            for log in (self.log_file, self.samples, self.alarms):
+            for log in (self.log_file, self.samples, self.alarms, self.credit):
                 log.restore(Piece(facts={"bytes": 0}))
             self.report(
                 "warning",
@@ -381,7 +390,7 @@ class Run:
     def close(self) -> None:
         """Close the run's files, end what listens to it, and let go of its folder."""
         self.report("close", {})
-        for log in (self.log_file, self.samples, self.alarms):
+        for log in (self.log_file, self.samples, self.alarms, self.credit):
             log.close()
         self.folder.close()
 
@@ -394,7 +403,8 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
-        """The phase that ends now."""
+        """The phase that ends now; of one that comes twice, the sum."""
         now = time.monotonic()
-        self.seconds[f"seconds_{phase}"] = round(now - self.last, 4)
+        key = f"seconds_{phase}"
+        self.seconds[key] = round(self.seconds.get(key, 0.0) + now - self.last, 4)
         self.last = now

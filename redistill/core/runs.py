@@ -25,7 +25,7 @@ _SMALLEST = 1_000_000
 
 
 class RunFolder:
-    """runs/<name>: config.json, versions.json, metrics.jsonl, samples.jsonl, views.txt, checkpoints/, model/, result.json."""
+    """runs/<name>: config.json, versions.json, metrics.jsonl, samples.jsonl, credit.jsonl, views.txt, checkpoints/, model/, result.json."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -121,14 +121,19 @@ class Log:
                 f"{self.path} could not be written ({error.strerror or error}); the run stops here"
             ) from None
 
+    @property
+    def size(self) -> int:
+        """The file's length in bytes."""
+        return self.path.stat().st_size
+
     def state(self) -> Piece:
         """The file's length in bytes, all of them on the disk: a checkpoint must not outlive what it counts."""
         os.fsync(self.file.fileno())
-        return Piece(facts={"bytes": self.path.stat().st_size})
+        return Piece(facts={"bytes": self.size})
 
     def restore(self, piece: Piece) -> None:
         """Cut the file back to what it was."""
-        size = self.path.stat().st_size
+        size = self.size
         if size < piece.facts["bytes"]:
             raise UserError(f"{self.path} is shorter than its checkpoint says ({size} < {piece.facts['bytes']} bytes)")
         self.file.truncate(piece.facts["bytes"])

@@ -34,6 +34,7 @@ from redistill.embodied.models import ControlModel, load_model, save_model
 from redistill.embodied.quantities import Student, TeacherActions, Value, measure
 from redistill.embodied.rollout import Trace, play
 from redistill.embodied.settings import Settings
+from redistill.embodied.snapshot import snapshot
 from redistill.embodied.tasks import ControlTask
 from redistill.embodied.teachers import Proposer, check_teacher
 from redistill.errors import UserError
@@ -266,14 +267,8 @@ class EmbodiedDomain:
         """Held-out starts with the mean action. During a run also `env_steps`, the actions that training has taken, and
         `steps_to_half`: how many when half of the episodes first succeeded, or all so far while they have not; and, where there
         is a teacher, `teacher_success`, its own success from the same starts."""
-        module = self.model.module
-
-        @torch.no_grad()
-        def act(seen: NDArray[np.float64], at: Sequence[int], t: int) -> NDArray[np.float64]:
-            return module.mean(self._tensor(seen)).double().numpy()
-
         count, side_by_side = self.config.eval_prompts, self.config.simulators
-        found = evaluate(self.task, self.task.held_out(count), act, side_by_side)
+        found = evaluate(self.task, self.task.held_out(count), self._mean_action, side_by_side)
         if label != "saved":
             progress = self.progress
             if progress.steps_to_half is None and self.task.succeeds and found["success"] >= HALF:
@@ -283,6 +278,14 @@ class EmbodiedDomain:
         if self.expert is not None:
             found[f"teacher_{found['metric']}"] = teacher_result(self.task, self.expert, count, side_by_side)
         return found
+
+    @torch.no_grad()
+    def _mean_action(self, seen: NDArray[np.float64], at: Sequence[int], t: int) -> NDArray[np.float64]:
+        return self.model.module.mean(self._tensor(seen)).double().numpy()
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """What the report shows: an episode from the first held-out start."""
+        return snapshot(self.task, self.task.held_out(1), self._mean_action)
 
     def describe(self, groups: Sequence[Group], signals: Sequence[Signal]) -> str:
         """What the first row saw, did and was told."""

@@ -35,6 +35,7 @@ from redistill.generation.models import FlowModel, load_model, real_digits, save
 from redistill.generation.quantities import TeacherVelocity, measure
 from redistill.generation.sampling import Sampled, ode, sde
 from redistill.generation.settings import Settings
+from redistill.generation.snapshot import IMAGES, snapshot
 from redistill.generation.tasks import DigitTask, to_bytes, written
 from redistill.generation.terms import CentredReward
 from redistill.generation.trajectories import Chain, Clean, Condition, Noised, Steps, clean_image, steps_of
@@ -268,13 +269,23 @@ class GenerationDomain:
         size = sum(float(part.copy[name].double().square().sum()) for name in now)
         return float((apart / size) ** 0.5)
 
-    def evaluate(self, label: str) -> Mapping[str, Any]:
-        """Held-out prompts by the ODE from fixed initial noises: the trained reward, held-out measures and drift."""
-        prompts = self.task.held_out(self.config.eval_prompts)
+    def _held_out(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[Condition]]:
+        """Images [n, S, S] of held-out prompts by the ODE from fixed initial noises, and what they were asked for."""
         conditions = [Condition(prompt.content["label"], self.config.eval_guidance) for prompt in prompts]
         start = self._noise("generation-eval", np.array([prompt.content["noise"] for prompt in prompts]))
         times = schedule(self.config.eval_sampling_steps, self.config.shift)
-        images = ode(lambda x, t: self.predict_with(LIVE, x, t, conditions), start, times)
+        return ode(lambda x, t: self.predict_with(LIVE, x, t, conditions), start, times), conditions
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """What the report shows: images of the first held-out prompts as the student makes them now."""
+        images, conditions = self._held_out(self.task.held_out(IMAGES))
+        labels, finished = [condition.label for condition in conditions], to_bytes(images)
+        return snapshot(labels, finished, self.task.rewards(labels, finished).tolist())
+
+    def evaluate(self, label: str) -> Mapping[str, Any]:
+        """Held-out prompts by the ODE from fixed initial noises: the trained reward, held-out measures and drift."""
+        prompts = self.task.held_out(self.config.eval_prompts)
+        images, conditions = self._held_out(prompts)
         self.shown = (to_bytes(images), [condition.label for condition in conditions])
         return {**evaluate(self.task, prompts, images), "drift": self.drift()}
 

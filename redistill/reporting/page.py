@@ -125,11 +125,12 @@ class Page:
         self.sections: list[tuple[str, str]] = []
         self.data: dict[str, Any] = {"charts": {}}
         self.scripts: list[str] = []
+        self.needs_charts = False
 
     # --- words ------------------------------------------------------------------------------------------------------
     def heading(self, text: str) -> None:
         """A section, which the list of sections at the top leads to."""
-        name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
+        name = "section-" + (re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x")  # no script's id begins so
         taken = {name for name, _ in self.sections}
         name = next(n for n in (name, *(f"{name}-{i}" for i in range(2, 99))) if n not in taken)
         self.sections.append((name, text))
@@ -167,7 +168,7 @@ class Page:
         head = "".join(
             f'<th scope="col"{" class=n" if at else ""}>{escape(column)}</th>' for column, at in zip(columns, right)
         )
-        body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows)
+        body = "".join("<tr>" + "".join(map(_cell, row, right)) + "</tr>" for row in rows)
         told = f"<caption>{escape(caption)}</caption>" if caption else ""
         label = escape(caption or ", ".join(columns), quote=True)
         self.body.append(
@@ -218,7 +219,7 @@ class Page:
     # --- the file ---------------------------------------------------------------------------------------------------
     def html(self) -> str:
         """The whole file."""
-        scripts = [LIBRARY] if self.data["charts"] else []
+        scripts = [LIBRARY] if self.data["charts"] or self.needs_charts else []
         parts = [asset(name) for name in [*scripts, "page.js", *self.scripts]]
         links = "".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in self.sections)
         nav = f'<nav aria-label="sections">{links}</nav>' if links else ""
@@ -262,8 +263,8 @@ def asset(name: str) -> str:
     return text
 
 
-def _cell(value: Any) -> str:
-    return f"<td{' class=n' if _numeric(value) or value is None else ''}>{escape(number(value))}</td>"
+def _cell(value: Any, right: bool) -> str:
+    return f"<td{' class=n' if right else ''}>{escape(number(value))}</td>"
 
 
 def _numeric(value: Any) -> bool:

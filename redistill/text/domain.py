@@ -24,11 +24,13 @@ from redistill.core.specs import TeacherWeights
 from redistill.core.state import Stateful
 from redistill.core.task import Prompt, Task, checked_verdict
 from redistill.core.teachers import TeacherBank, swapped
+from redistill.core.trace import Inspection
 from redistill.errors import UserError
 from redistill.tasks.worlds import World, WorldTask
 from redistill.text import packing
 from redistill.text.attention import supports
 from redistill.text.checkpointing import recompute_layers, recomputing
+from redistill.text.credit import row_facts, temperature_of
 from redistill.text.decoder import forget
 from redistill.text.evaluate import evaluate
 from redistill.text.head import StatesAt, TeacherPart, TeacherStates, at_least_float32, measure
@@ -267,6 +269,13 @@ class TextDomain:
 
     def measure(self, signal: Signal, rows: Sequence[int], quantities: Sequence[Quantity]) -> Measured:
         """One forward of the student (with gradient) and one of each teacher (without) over the rows; then the head."""
+        hidden_nD, packed, warm, teachers = self._states(signal, rows, quantities)
+        return Measured(measure(hidden_nD, self.lm.head(), packed.target_n, warm, teachers, quantities))
+
+    def _states(
+        self, signal: Signal, rows: Sequence[int], quantities: Sequence[Quantity]
+    ) -> tuple[Tensor, packing.Line | packing.Packed, Tensor, dict[Teacher, StatesAt]]:
+        """(the student's hidden states [n, D], their layout, temperatures [n], each teacher's states) at the rows' steps."""
         episodes = [signal.rows[row] for row in rows]
         teachers: dict[Teacher, StatesAt] = {}
         for quantity in quantities:
@@ -276,8 +285,15 @@ class TextDomain:
                 contexts = [teacher.contexts[row] for row in rows]
                 teachers[teacher] = self._teacher_states(teacher.weights, episodes, contexts)
         hidden_nD, packed = _hidden(self.lm, self.pieces(episodes))
-        warm = hidden_nD.new_tensor([_temperature(episodes[row]) for row in packed.row_n.tolist()])
-        return Measured(measure(hidden_nD, self.lm.head(), packed.target_n, warm, teachers, quantities))
+        warm = hidden_nD.new_tensor([temperature_of(episodes[row]) for row in packed.row_n.tolist()])
+        return hidden_nD, packed, warm, teachers
+
+    @torch.no_grad()
+    def inspect(self, signal: Signal, quantities: Sequence[Quantity], k: int) -> Inspection:
+        """Quantities at the steps of a signal of one row, and what the viewer shows of it (core/trace.py)."""
+        hidden_TD, packed, warm_T, teachers = self._states(signal, [0], quantities)
+        values = measure(hidden_TD, self.lm.head(), packed.target_n, warm_T, teachers, quantities)
+        return Inspection(values, [row_facts(self.lm, signal.rows[0], hidden_TD, teachers, values, k)])
 
     @torch.no_grad()
     def score(self, rows: Sequence[Episode], quantities: Sequence[Quantity]) -> Mapping[Quantity, Tensor]:
@@ -371,10 +387,6 @@ def _hidden(lm: LanguageModel, pieces: Sequence[packing.Piece]) -> tuple[Tensor,
     with recomputing(lm.causal):
         output = lm.hidden(packed.ids_BT, attention_mask=mask, position_ids=packed.position_BT)
     return at_least_float32(output.last_hidden_state.flatten(0, 1)[packed.predict_n]), packed
-
-
-def _temperature(row: Episode) -> float:
-    return row.sampling.temperature if row.sampling is not None and row.sampling.temperature > 0 else 1.0
 
 
 def _first_taught(signals: Sequence[Signal]) -> tuple[Episode | None, list[tuple[str, Any]]]:

@@ -33,6 +33,7 @@ from redistill.vision.evaluate import evaluate
 from redistill.vision.head import TeacherLogits, measure
 from redistill.vision.models import ImageModel, fresh_module, load_model, save_model
 from redistill.vision.settings import Settings, milestones_of
+from redistill.vision.snapshot import IMAGES, snapshot
 from redistill.vision.tasks import ImageTask
 
 ImageContext = tuple[int, int, int]
@@ -253,6 +254,10 @@ class VisionDomain:
     def evaluate(self, label: str) -> Mapping[str, Any]:
         """Held-out accuracy, likelihood, calibration and selective risk; see vision/evaluate.py."""
         return evaluate(self.log_probs, self.task, self.config)
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """What the report shows: the first held-out images as the student sees them now."""
+        return snapshot(self.task.held_out(IMAGES), self.read, self.log_probs)
 
     def describe(self, groups: Sequence[Group], signals: Sequence[Signal]) -> str:
         """The first row's image in characters, its label, and what each teacher reads or says of it."""

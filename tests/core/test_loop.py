@@ -106,12 +106,8 @@ def unsaved(run: Run, before: Mapping[str, str], fresh: Run) -> set[str]:
     assert len(evolved) > 10, "a law about nothing"
     folder, _ = newest_good(run.folder.checkpoints)
     assert folder is not None
-    for log in (
-        "metrics.jsonl",
-        "samples.jsonl",
-        "alarms.jsonl",
-    ):  # a checkpoint counts the lines of its own folder's logs
-        shutil.copyfile(run.folder.path / log, fresh.folder.path / log)
+    for log in run.folder.path.glob("*.jsonl"):  # a checkpoint counts the lines of its own folder's logs
+        shutil.copyfile(log, fresh.folder.path / log.name)
     fresh.state.load(folder)
     run.close()
     fresh.close()

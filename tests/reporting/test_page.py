@@ -84,7 +84,7 @@ def test_a_page_loads_nothing_and_what_was_written_stays_text():
 
 def test_sections_of_one_name_have_names_of_their_own():
     page = full_page()
-    assert [name for name, _ in page.sections] == ["learning", "learning-2"]
+    assert [name for name, _ in page.sections] == ["section-learning", "section-learning-2"]
     assert all(f'href="#{name}"' in page.html() for name, _ in page.sections)
 
 
