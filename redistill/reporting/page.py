@@ -148,6 +148,14 @@ class Page:
         """A paragraph in a box, for what the reader must not miss."""
         self.body.append(f'<p class="notice{" grave" if grave else ""}">{escape(text)}</p>')
 
+    def alarm(self, name: str, when: str, means: str, remedy: str) -> None:
+        """A health alarm: what it is called, when it rang, what it means and what to try."""
+        tried = f"<p><b>Try</b> {escape(remedy)}</p>" if remedy else ""
+        self.body.append(
+            f'<div class="notice alarm"><h3>{escape(name)} <span class="soft">{escape(when)}</span></h3>'
+            f"<p>{escape(means)}</p>{tried}</div>"
+        )
+
     def code(self, text: str) -> None:
         """Text as it is: a command, a prompt."""
         self.body.append(f'<pre tabindex="0">{escape(text)}</pre>')

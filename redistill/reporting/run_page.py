@@ -125,19 +125,14 @@ def _alarms(page: Page, alarms: Sequence[Record]) -> None:
     kinds: dict[str, list[Record]] = {}
     for row in alarms:
         kinds.setdefault(str(row["name"]), []).append(row)
-    rows = [
-        [
-            name,
-            own[0]["step"],
-            own[-1]["step"],
-            len(own),
-            own[-1].get("value"),
-            own[-1].get("means"),
-            own[-1].get("try"),
-        ]
-        for name, own in kinds.items()
-    ]
-    page.table(["alarm", "first at", "last at", "times", "value", "what it means", "what to try"], rows)
+    for name, own in kinds.items():
+        last = own[-1]
+        when = (
+            f"update {last['step']}"
+            if len(own) == 1
+            else f"{len(own)} times, updates {own[0]['step']} to {last['step']}"
+        )
+        page.alarm(name.replace("_", " "), when, str(last.get("means", "")), str(last.get("try", "")))
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ def row(step: int, tokens: int, kind: str = "fixed", uid: str = "a") -> dict[str
 def run_folder(path: Path, steps: int = 200, tokens: int = 64, finished: bool = True) -> Path:
     """A run folder, written by hand: what every finished run has."""
     path.mkdir(parents=True)
-    config = {"method": "sdpo", "options": {"route": "all"}, "run": {"task": "sums", "model": "pocket", "seed": 0, "steps": steps}, "command": "redistill run sdpo"}  # fmt: skip
+    settings = {"task": "sums", "model": "pocket", "seed": 0, "steps": steps}
+    config = {"method": "sdpo", "options": {"route": "all"}, "run": settings, "command": "redistill run sdpo"}
     (path / "config.json").write_text(json.dumps(config))
     (path / "versions.json").write_text(json.dumps({"torch": "2", "model": {"sha256": {"a": "b"}}}))
     (path / "views.txt").write_text(HOSTILE)
@@ -126,7 +127,7 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
 def test_alarms_are_shown_by_kind(tmp_path: Path) -> None:
     path = run_folder(tmp_path / "run", steps=20)
     alarms = [
-        {"step": s, "name": "entropy collapse", "value": 0.1, "means": "few answers", "try": HOSTILE} for s in (3, 7)
+        {"step": s, "name": "entropy_collapse", "value": 0.1, "means": "few answers", "try": HOSTILE} for s in (3, 7)
     ]
     (path / "alarms.jsonl").write_text(lines(alarms))
     page, told = run_page(read_run(path))
@@ -134,7 +135,7 @@ def test_alarms_are_shown_by_kind(tmp_path: Path) -> None:
     html = page.html()
     check_page(html)
     assert html.count("entropy collapse") == 1
-    assert "what to try" in html
+    assert "2 times, updates 3 to 7" in html
 
 
 def test_pictures_and_episodes_through_training(tmp_path: Path) -> None:
