@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test lint bench docs install clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, in build/site: a warning ends the build. Open build/site/index.html.
+docs: install
+	$(BIN)/python -m sphinx -W -n -q -b html -d build/doctrees docs build/site
 
 # Peers live in environments of their own. The CPU build of torch first: without the pin pip takes a CUDA one of several GB.
 # vLLM's CPU build comes with a torchvision for another torch, which then breaks its import; it is not needed.
