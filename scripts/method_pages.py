@@ -21,7 +21,12 @@ def cell(value: Any) -> str:
 def page(facts: Mapping[str, Any]) -> str:
     """The page of one method."""
     slug = str(facts["slug"])
-    lines = [f"# {slug}: {facts['title']}", "", f"{facts['paper']}. Domain: {facts['family']}. Evidence: **{facts['evidence']}**.", ""]
+    lines = [
+        f"# {slug}: {facts['title']}",
+        "",
+        f"{facts['paper']}. Domain: {facts['family']}. Evidence: **{facts['evidence']}**.",
+        "",
+    ]
     lines += [str(facts["idea"]), "", "```text", str(facts["objective"]), "```", ""]
     lines += ["```sh", f"redistill run {slug}", f"redistill reproduce {slug}", "```", ""]
     if facts["options"]:
@@ -41,7 +46,9 @@ def page(facts: Mapping[str, Any]) -> str:
             verdict = json.loads(path.read_text())
             gap = verdict["difference"]
             interval = f"{gap['estimate']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
-            lines.append(f"- **{verdict['verdict']}**: {verdict['claim']}. `{gap['of']}` {interval}, {len(verdict['seeds'])} seeds.")
+            lines.append(
+                f"- **{verdict['verdict']}**: {verdict['claim']}. `{gap['of']}` {interval}, {len(verdict['seeds'])} seeds."
+            )
         lines += ["", "Arms, controls and curves are on the page of [evidence](../evidence.md).", ""]
     lab = ROOT / "docs" / "lab" / f"{slug}.md"
     if lab.is_file():
