@@ -32,8 +32,10 @@ from redistill.text.attention import supports
 from redistill.text.checkpointing import recompute_layers, recomputing
 from redistill.text.credit import row_facts, temperature_of
 from redistill.text.decoder import forget
+from redistill.text.described import described
 from redistill.text.evaluate import evaluate
 from redistill.text.head import StatesAt, TeacherPart, TeacherStates, at_least_float32, measure
+from redistill.text.judging import Judge
 from redistill.text.models import Head, LanguageModel, compare_tokenizers, load_model, save_model
 from redistill.text.pool import AnswerPool
 from redistill.text.sampling import Sampled, Sampling, attention_windows, sample
@@ -63,6 +65,7 @@ class TextDomain:
         self.players: Mapping[str, Player] = {"student": student}
         self.bank = TeacherBank(student, self._other_model)
         self.wording = WORDINGS[task.wording]
+        self.judge = Judge(task)
         self.sampling = Sampling(config.temperature, config.top_p, config.top_k, config.min_p, config.max_new_tokens)
         self.served = Served(
             lm.tokenizer, len(lm.head().weight_VD), config.served_timeout, config.served_tries
@@ -156,27 +159,27 @@ class TextDomain:
         if worlds is None and isinstance(self.task, WorldTask):
             worlds = [partial(self.task.world, prompt) for prompt in prompts]
         made = None if worlds is None else [worlds[i] for i, _ in kept]
-        sampled = self._sampled([ids for _, ids in kept], made, size or self.config.group_size, keys)
+        asked = [prompts[i] for i, _ in kept]
+        sampled = self._sampled(asked, [ids for _, ids in kept], made, size or self.config.group_size, keys)
         groups = []
-        for (i, ids), key, answers in zip(kept, keys, sampled):
-            rows = [self._episode(prompts[i], ids, one, view, (*key, number)) for number, one in enumerate(answers)]
-            groups.append(Group(prompts[i], rows))
+        for place, ((_, ids), key, answers) in enumerate(zip(kept, keys, sampled)):
+            prompt = asked[place]
+            rows = [self._episode(prompt, ids, one, view, (*key, n), (place, n)) for n, one in enumerate(answers)]
+            groups.append(Group(prompt, rows))
+        self.judge.done()
         tally(self.generated, groups)
         return groups
 
     def _sampled(
-        self, contexts: Sequence[TokenIds], worlds: Sequence[Callable[[], World]] | None, size: int,
-        keys: Sequence[tuple[int, ...]],
+        self, prompts: Sequence[Prompt], contexts: Sequence[TokenIds], worlds: Sequence[Callable[[], World]] | None,
+        size: int, keys: Sequence[tuple[int, ...]],
     ) -> Sequence[Sequence[Sampled | Played]]:  # fmt: skip
         if worlds is None:
-            return sample(
-                self.lm,
-                contexts,
-                group_size=size,
-                sampling=self.sampling,
-                keys=keys,
-                max_batch=self.config.sample_batch,
-            )
+            with self.judge.beside(prompts) as finished:
+                return sample(
+                    self.lm, contexts, group_size=size, sampling=self.sampling, keys=keys,
+                    max_batch=self.config.sample_batch, on_finished=finished,
+                )  # fmt: skip
         check_template(self.lm.name, self.lm.tokenizer, self.config.history)
         return play(
             self.lm, contexts, worlds, group_size=size, sampling=self.sampling, keys=keys,
@@ -184,13 +187,14 @@ class TextDomain:
         )  # fmt: skip
 
     def _episode(
-        self, prompt: Prompt, context: TokenIds, one: Sampled | Played, view: str, key: tuple[int, ...]
-    ) -> Episode:
+        self, prompt: Prompt, context: TokenIds, one: Sampled | Played, view: str, key: tuple[int, ...],
+        place: tuple[int, int],
+    ) -> Episode:  # fmt: skip
         if isinstance(one, Played):
             trajectory, verdict = one.trajectory, one.verdict
         else:
             trajectory = Trajectory(one.ids, ((0, len(one.ids)),))
-            verdict = self.task.verify(prompt, one.text)
+            verdict = self.judge.verdict(*place, prompt, one.text)
         return Episode(
             prompt=prompt, context=context, trajectory=trajectory, steps=len(one.logp_T), text=one.text,
             behaviour_logp_T=one.logp_T, sampling=self.sampling, sampled_under=view, trained_under=view,
@@ -331,16 +335,7 @@ class TextDomain:
 
     def describe(self, groups: Sequence[Group], signals: Sequence[Signal]) -> str:
         """What the first row's student and its teachers read, as the model reads it."""
-        row, teachers = _first_taught(signals)
-        if row is None:
-            return "no row was trained in this step"
-        parts = [f"=== the student reads (trained under {row.trained_under}) ===", self._decode(row.context)]
-        for name, context in teachers:
-            parts += [f"=== the teacher {name} reads ===", self._decode(context)]
-        return "\n".join([*parts, "=== the response ===", self._decode(row.trajectory.ids)])
-
-    def _decode(self, ids: TokenIds) -> str:
-        return str(self.lm.tokenizer.decode(ids, skip_special_tokens=False))
+        return described(signals, self.lm.tokenizer)
 
     def facts(self) -> Mapping[str, Any]:
         """Where the weights came from."""
@@ -387,14 +382,3 @@ def _hidden(lm: LanguageModel, pieces: Sequence[packing.Piece]) -> tuple[Tensor,
     with recomputing(lm.causal):
         output = lm.hidden(packed.ids_BT, attention_mask=mask, position_ids=packed.position_BT)
     return at_least_float32(output.last_hidden_state.flatten(0, 1)[packed.predict_n]), packed
-
-
-def _first_taught(signals: Sequence[Signal]) -> tuple[Episode | None, list[tuple[str, Any]]]:
-    """The first row that some teacher has a context for (else the first row) and what its teachers read."""
-    rows = [(signal, i) for signal in signals for i in range(len(signal.rows))]
-    for signal, i in rows:
-        teachers = [term.teacher for term in signal.terms if getattr(term, "teacher", None) is not None]  # type: ignore[attr-defined]
-        named = [(str(teacher.weights), teacher.contexts[i]) for teacher in teachers if teacher.contexts[i] is not None]
-        if named:
-            return signal.rows[i], named
-    return (rows[0][0].rows[rows[0][1]], []) if rows else (None, [])

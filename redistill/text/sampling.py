@@ -69,8 +69,9 @@ class _Run:
 
     def __init__(
         self, lm: LanguageModel, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling,
-        keys: Sequence[tuple[int, ...]], max_batch: int,
+        keys: Sequence[tuple[int, ...]], max_batch: int, on_finished: Callable[[int, int, str], None] | None,
     ) -> None:  # fmt: skip
+        self.on_finished = on_finished
         self.lm, self.prompts, self.group_size, self.sampling = lm, prompts, group_size, sampling
         self.keys, self.max_batch = keys, max_batch
         self.model = decoder_of(lm) or Modules(lm)
@@ -155,7 +156,10 @@ class _Run:
                 stopped_N[n] = self.stops(int(episodes_N[n]))
         ended_N: np.ndarray = stopped_N | (count_N + 1 == self.sampling.max_new_tokens)
         for n in np.flatnonzero(ended_N).tolist():
-            self.finish_E[episodes_N[n]] = "stop" if stopped_N[n] else "length"
+            episode = int(episodes_N[n])
+            self.finish_E[episode] = "stop" if stopped_N[n] else "length"
+            if self.on_finished is not None:
+                self.on_finished(episode // self.group_size, episode % self.group_size, self.text(episode))
         return ended_N
 
     def stops(self, episode: int) -> bool:
@@ -193,13 +197,17 @@ class _Run:
             self.uniforms_ST[targets] = self.uniforms_ST[sources]
             self.cache.move(sources.tolist(), targets.tolist())
 
+    def text(self, episode: int) -> str:
+        """What an episode says, without its end."""
+        ids = self.ids_ET[episode, : self.count_E[episode]].tolist()
+        spoken = ids[:-1] if ids[-1] in self.lm.eos_ids else ids
+        return str(self.lm.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def collected(self) -> list[list[Sampled]]:
         """The responses by prompt."""
         groups: list[list[Sampled]] = []
         for episode, count in enumerate(self.count_E.tolist()):
-            ids = self.ids_ET[episode, :count].tolist()
-            spoken = ids[:-1] if ids[-1] in self.lm.eos_ids else ids
-            text = self.lm.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            ids, text = self.ids_ET[episode, :count].tolist(), self.text(episode)
             logp_T = torch.from_numpy(self.logp_ET[episode, :count].copy())
             if episode % self.group_size == 0:
                 groups.append([])
@@ -216,18 +224,20 @@ def sample(
     keys: Sequence[tuple[int, ...]],
     max_batch: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
+    on_finished: Callable[[int, int, str], None] | None = None,
 ) -> list[list[Sampled]]:
     """Sample `group_size` responses to each prompt (token ids); result [prompt][sample], in the order of `prompts`.
 
     `keys[i]` keys the draws of prompt i: token t of its sample g takes rng.uniform("sample", *keys[i], g, t). At most
-    `max_batch` rows decode at a time. `on_progress(finished, total)` counts episodes. The model is put in eval mode and
+    `max_batch` rows decode at a time. `on_progress(finished, total)` counts episodes, `on_finished(prompt, sample, text)`
+    hands out each answer as it ends. The model is put in eval mode and
     back. Raises UserError for an empty prompt, or one that `max_new_tokens` would carry beyond the model's context.
     """
     _check(lm, prompts, group_size, sampling, keys, max_batch)
     total = len(prompts) * group_size
     reported = 0
     with _evaluating(lm.module), torch.no_grad():
-        run = _Run(lm, prompts, group_size, sampling, keys, min(max_batch, max(total, 1)))
+        run = _Run(lm, prompts, group_size, sampling, keys, min(max_batch, max(total, 1)), on_finished)
         while run.queue or run.ready or len(run.rows):
             if (run.queue or run.ready) and len(run.rows) <= run.max_batch * 3 // 4:
                 run.admit()
