@@ -54,9 +54,9 @@ CAOPD_SMOLLM2 = Experiment(
     metric="sampled_calibration",
     base={
         "model": "smollm2-135m", "task": "confident+chain_sum:min_terms=2,max_terms=3,min_digits=1,max_digits=1", "dtype": "bfloat16",
-        "steps": 12, "prompts_per_step": 4, "group_size": 8, "learning_rate": 2e-5, "warmup_steps": 0, "weight_decay": 0.0,
+        "steps": 10, "prompts_per_step": 4, "group_size": 8, "learning_rate": 2e-5, "warmup_steps": 0, "weight_decay": 0.0,
         "warm_start_steps": 12, "warm_start_in_context": 1, "warm_start_learning_rate": 2e-5, "max_new_tokens": 48,
-        "temperature": 0.7, "eval_temperature": 0.7, "eval_prompts": 80, "eval_samples": 2, "utility": "false", "save_model": "false",
+        "temperature": 0.7, "eval_temperature": 0.7, "eval_prompts": 60, "eval_samples": 2, "utility": "false", "save_model": "false",
         "save_every": 1000,
     },
     arms={
@@ -73,6 +73,6 @@ CAOPD_SMOLLM2 = Experiment(
         "own context against another prompt's": ("caopd", "caopd wrong context"),
     },
     grid={},
-    budget="12 warm-start steps of 4 prompts, then 12 steps of 4 prompts with 8 rollouts each; one rate for all",
+    budget="12 warm-start steps of 4 prompts, then 10 steps of 4 prompts with 8 rollouts each; one rate for all",
     quick={"steps": 1, "warm_start_steps": 1, "eval_prompts": 10},
 )  # fmt: skip
