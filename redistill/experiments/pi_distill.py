@@ -32,7 +32,7 @@ def _arms(privilege: str) -> Mapping[str, Arm]:
 
 
 _BASE = {
-    "steps": 60, "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 24, "eval_prompts": 150, "eval_samples": 4,
+    "steps": 40, "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 24, "eval_prompts": 150, "eval_samples": 4,
     "save_model": "false", "save_every": 1000, "utility": "false", "warmup_steps": 0, "weight_decay": 0.0,
 }  # fmt: skip
 _CONTROLS = {
@@ -47,7 +47,7 @@ _CONTROLS = {
     "TOPR's student against the clipped ratio": ("pi-distill, TOPR student", _MAIN),
     "own context against another prompt's": (_MAIN, "pi-distill wrong context"),
 }
-_BUDGET = "60 steps of 64 rollouts for each arm (3,840 generations)"
+_BUDGET = "40 steps of 64 rollouts for each arm (2,560 generations)"
 _QUICK = {"steps": 10, "eval_prompts": 40, "eval_samples": 2}
 
 PI_DISTILL_HINT = Experiment(
@@ -61,7 +61,6 @@ PI_DISTILL_HINT = Experiment(
     grid={"learning_rate": [3e-5, 1e-4, 3e-4]},
     budget=_BUDGET,
     quick=_QUICK,
-    tuning={"steps": 40},
 )
 
 PI_DISTILL_RARE = Experiment(
@@ -75,5 +74,4 @@ PI_DISTILL_RARE = Experiment(
     grid={"learning_rate": [1e-4, 3e-4, 1e-3]},
     budget=_BUDGET,
     quick=_QUICK,
-    tuning={"steps": 40},
 )
