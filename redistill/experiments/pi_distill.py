@@ -2,7 +2,7 @@
 
 Sums of four with the first step as a hint: samples of `pocket-self` are right 38% of the time, 52% with the hint, and the two
 are half a nat an answer apart. Sums of two with the solution in view: samples of `pocket` are right 3% of the time, 38% with
-the solution, and 17 nats apart, so that the student's ratio S / T is near 0 on the very tokens that it would have to learn.
+the solution, and 27 nats apart, so that the student's ratio S / T is near 0 on the very tokens that it would have to learn.
 """
 
 from collections.abc import Mapping
