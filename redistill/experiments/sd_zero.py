@@ -34,7 +34,7 @@ SD_ZERO_POCKET = Experiment(
         "both phases against the second alone": ("sd-zero", "without srt"),
         "own context against another prompt's": ("sd-zero", "sd-zero wrong context"),
     },
-    grid={"learning_rate": [1e-4, 3e-4, 1e-3]},
+    grid={"learning_rate": [3e-5, 1e-4, 3e-4]},
     budget="about 3,840 generations for each arm: 60 steps of 64; or 8 x 64 answers with 3 revisions each and 28 steps of 64; or 15 x 64 with revisions",
     quick={"eval_prompts": 40, "eval_samples": 2},
 )  # fmt: skip
