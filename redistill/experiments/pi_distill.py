@@ -14,7 +14,7 @@ _MAIN = "pi-distill, alpha 0.5"
 
 
 def _arms(privilege: str) -> Mapping[str, Arm]:
-    """The arms of both experiments; TOPR's student takes right answers without a ratio."""
+    """The arms of both experiments."""
 
     def arm(tuned_as: str | None = _MAIN, **options: Any) -> Arm:
         return Arm("pi-distill", {"privilege": privilege, "temperature": 1.0, "minibatches": 1, **options}, tuned_as)
@@ -22,12 +22,11 @@ def _arms(privilege: str) -> Mapping[str, Arm]:
     return {
         "rl": Arm("grpo", {"normaliser": "token", "std": "none", "drop_dead_groups": "true"}),
         _MAIN: arm(None, alpha=0.5),
+        "opsd": arm(None, variant="opsd", beta=0.5),
+        "pi-distill wrong context": arm(wrong_context="true"),
         "pi-distill, alpha 0": arm(alpha=0.0),
         "pi-distill, alpha 1": arm(alpha=1.0),
         "pi-distill, no KL": arm(beta=0.0),
-        "pi-distill, TOPR student": arm(None, student_loss="topr"),
-        "opsd": arm(None, variant="opsd", beta=0.5),
-        "pi-distill wrong context": arm(wrong_context="true"),
     }
 
 
@@ -43,8 +42,6 @@ _CONTROLS = {
     "alpha 0.5 against 0": (_MAIN, "pi-distill, alpha 0"),
     "alpha 0.5 against 1": (_MAIN, "pi-distill, alpha 1"),
     "beta 0.25 against 0": (_MAIN, "pi-distill, no KL"),
-    "TOPR's student against rl": ("pi-distill, TOPR student", "rl"),
-    "TOPR's student against the clipped ratio": ("pi-distill, TOPR student", _MAIN),
     "own context against another prompt's": (_MAIN, "pi-distill wrong context"),
 }
 _BUDGET = "40 steps of 64 rollouts for each arm (2,560 generations)"

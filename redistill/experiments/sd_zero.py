@@ -16,14 +16,14 @@ SD_ZERO_POCKET = Experiment(
         "eval_samples": 4, "save_model": "false", "save_every": 1000, "utility": "false", "warmup_steps": 0, "weight_decay": 0.0,
     },
     arms={
-        "grpo": Arm("grpo", {"normaliser": "token", "std": "none", **_ONLINE}),
         "rft": Arm("rft", _ONLINE),
         "sd-zero": Arm("sd-zero", _BOTH),
-        "srt": Arm("sd-zero", {"phases": "srt", "gather_steps": 15, "srt_steps": 38, **_PHASES}, tuned_as="sd-zero"),
-        "without srt": Arm("sd-zero", {"phases": "distil", "steps": 60, **_PHASES}, tuned_as="sd-zero"),
         "sd-zero wrong context": Arm(
             "sd-zero", {**_BOTH, "wrong_context": "true"}, tuned_as="sd-zero"
         ),
+        "srt": Arm("sd-zero", {"phases": "srt", "gather_steps": 15, "srt_steps": 38, **_PHASES}, tuned_as="sd-zero"),
+        "without srt": Arm("sd-zero", {"phases": "distil", "steps": 60, **_PHASES}, tuned_as="sd-zero"),
+        "grpo": Arm("grpo", {"normaliser": "token", "std": "none", **_ONLINE}),
     },
     compare=("sd-zero", "rft"),
     controls={
