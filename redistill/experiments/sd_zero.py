@@ -2,9 +2,9 @@
 
 from redistill.experiments.base import Arm, Experiment
 
-_ONLINE = {"steps": 30, "prompts_per_step": 16, "group_size": 4}
+_ONLINE = {"steps": 60, "prompts_per_step": 16, "group_size": 4}
 _PHASES = {"gather_temperature": 1.0, "srt_batch": 32}
-_BOTH = {"gather_steps": 4, "srt_steps": 10, "steps": 14, **_PHASES}
+_BOTH = {"gather_steps": 8, "srt_steps": 20, "steps": 28, **_PHASES}
 """Phase 1 reads its traces about four times, here and in `srt`."""
 
 SD_ZERO_POCKET = Experiment(
@@ -21,9 +21,10 @@ SD_ZERO_POCKET = Experiment(
         "sd-zero wrong context": Arm(
             "sd-zero", {**_BOTH, "wrong_context": "true"}, tuned_as="sd-zero"
         ),
-        "srt": Arm("sd-zero", {"phases": "srt", "gather_steps": 8, "srt_steps": 20, **_PHASES}, tuned_as="sd-zero"),
-        "without srt": Arm("sd-zero", {"phases": "distil", "steps": 30, **_PHASES}, tuned_as="sd-zero"),
+        "srt": Arm("sd-zero", {"phases": "srt", "gather_steps": 15, "srt_steps": 38, **_PHASES}, tuned_as="sd-zero"),
+        "without srt": Arm("sd-zero", {"phases": "distil", "steps": 60, **_PHASES}, tuned_as="sd-zero"),
         "grpo": Arm("grpo", {"normaliser": "token", "std": "none", **_ONLINE}),
+        "sd-zero, teacher synced": Arm("sd-zero", {**_BOTH, "teacher": "sync(14)"}, tuned_as="sd-zero"),
     },
     compare=("sd-zero", "rft"),
     controls={
@@ -32,9 +33,10 @@ SD_ZERO_POCKET = Experiment(
         "both phases against the first": ("sd-zero", "srt"),
         "answers' length: the first phase against both": ("srt:length", "sd-zero:length"),
         "both phases against the second alone": ("sd-zero", "without srt"),
+        "teacher renewed half-way against frozen": ("sd-zero, teacher synced", "sd-zero"),
         "own context against another prompt's": ("sd-zero", "sd-zero wrong context"),
     },
     grid={"learning_rate": [5e-5, 1e-4, 2e-4]},
-    budget="about 1,920 generations for each arm: 30 steps of 64; or 4 x 64 answers with 3 revisions each and 14 steps of 64; or 8 x 64 with revisions",
+    budget="about 3,840 generations for each arm: 60 steps of 64; or 8 x 64 answers with 3 revisions each and 28 steps of 64; or 15 x 64 with revisions",
     quick={"eval_prompts": 40, "eval_samples": 2},
 )  # fmt: skip
