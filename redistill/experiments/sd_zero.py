@@ -3,9 +3,9 @@
 from redistill.experiments.base import Arm, Experiment
 
 _ONLINE = {"steps": 60, "prompts_per_step": 16, "group_size": 4}
-_PHASES = {"gather_temperature": 1.0, "srt_batch": 32}
-_BOTH = {"gather_steps": 8, "srt_steps": 20, "steps": 28, **_PHASES}
-"""Phase 1 reads its traces about four times, here and in `srt`."""
+_PHASES = {"gather_temperature": 1.0, "srt_batch": 4}
+_BOTH = {"gather_steps": 8, "srt_steps": 120, "steps": 28, **_PHASES}
+"""Phase 1 reads its traces (about 155; 290 in `srt`) three times, four in a batch, as the paper does."""
 
 SD_ZERO_POCKET = Experiment(
     slug="sd-zero",
@@ -21,7 +21,7 @@ SD_ZERO_POCKET = Experiment(
         "sd-zero wrong context": Arm(
             "sd-zero", {**_BOTH, "wrong_context": "true"}, tuned_as="sd-zero"
         ),
-        "srt": Arm("sd-zero", {"phases": "srt", "gather_steps": 15, "srt_steps": 38, **_PHASES}, tuned_as="sd-zero"),
+        "srt": Arm("sd-zero", {"phases": "srt", "gather_steps": 15, "srt_steps": 216, **_PHASES}, tuned_as="sd-zero"),
         "without srt": Arm("sd-zero", {"phases": "distil", "steps": 60, **_PHASES}, tuned_as="sd-zero"),
         "grpo": Arm("grpo", {"normaliser": "token", "std": "none", **_ONLINE}),
         "sd-zero, teacher synced": Arm("sd-zero", {**_BOTH, "teacher": "sync(14)"}, tuned_as="sd-zero"),
