@@ -57,6 +57,9 @@ def parser(slug: str | None = None) -> Parser:
     one.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of the run or the method"
     )
+    one.add_argument(
+        "--unsafe-exec", action="store_true", help="run model-written programs of a code task without a jail"
+    )
     one.add_argument("--resume", action="store_true", help="continue the run in --out from its newest good checkpoint")
     one.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
     one.add_argument("--json", action="store_true", help="print the result as JSON only")
@@ -175,6 +178,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from redistill.build import prepare
     from redistill.config import load_recipe, parse_pairs
     from redistill.reporting.terminal import reporter
+    from redistill.tasks.loading import unsafe
 
     given: dict[str, Any] = {}
     slug = arguments.slug
@@ -194,6 +198,8 @@ def _run(arguments: argparse.Namespace) -> int:
     pairs = parse_pairs(arguments.set)
     for key in set(pairs) & {key for key in ("task", "model", "seed", "steps") if getattr(arguments, key) is not None}:
         raise UserError(f"{key} is given twice: by --{key} and by --set")
+    if arguments.unsafe_exec:
+        pairs["task"] = unsafe(pairs.get("task", given.pop("task", None)))
     if arguments.resume and arguments.out is None:
         raise UserError("--resume needs --out, the folder of the run to continue")
     report = reporter(quiet=arguments.quiet, silent=arguments.json)

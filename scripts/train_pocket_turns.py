@@ -174,9 +174,9 @@ def measure(lm: LanguageModel, count: int = 200) -> dict[str, dict[str, float]]:
         found[name] = {}
         for label, seen in own.items():
             groups = answer(lm, task, config, prompts, seen, greedy, 1)
-            found[name][label] = sum(correct(task, p, g[0]) for p, g in zip(prompts, groups)) / count
+            found[name][label] = sum(correct(task, [(p, g[0]) for p, g in zip(prompts, groups)])) / count
         groups = answer(lm, task, config, prompts, own["plain"], Sampling(max_new_tokens=4), 4)
-        found[name]["plain_sampled"] = sum(correct(task, p, o) for p, g in zip(prompts, groups) for o in g) / (
+        found[name]["plain_sampled"] = sum(correct(task, [(p, o) for p, g in zip(prompts, groups) for o in g])) / (
             4 * count
         )
     return found

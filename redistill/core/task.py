@@ -87,6 +87,14 @@ def is_held_out(uid: str) -> bool:
     return int(hashlib.sha256(f"split:{uid}".encode()).hexdigest()[:8], 16) < HELD_OUT_SHARE * 2**32
 
 
+def judged(task: Task, pairs: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
+    """Checked verdicts on (prompt, answer) pairs, in their order: all at once where the task has a `verify_all(pairs)` (one
+    whose judge runs programs side by side), else one by one."""
+    many = getattr(task, "verify_all", None)
+    found = many(pairs) if many is not None else [task.verify(prompt, answer) for prompt, answer in pairs]
+    return [checked_verdict(task, prompt, verdict) for (prompt, _), verdict in zip(pairs, found, strict=True)]
+
+
 def checked_verdict(task: Task, prompt: Prompt, verdict: Verdict) -> Verdict:
     """Return `verdict` if its reward is finite and inside the task's range, else raise a UserError that names the task."""
     low, high = task.reward_range

@@ -1,4 +1,4 @@
-"""A user's own questions: a JSONL or parquet file with one question a row.
+"""A user's own questions: a JSONL or parquet file with one question a row (programming tasks: verifier=code, see code.py).
 
 Columns: `prompt` (text) or `messages` (list of {"role", "content"}, the last one the user's); `answer` (text; only a
 user's own verifier can do without); `solution`, `feedback` (text or null), `split` ("train" or "held_out", in every
@@ -20,7 +20,8 @@ from redistill.core.rng import permutation
 from redistill.core.task import Prompt, Verdict, content_uid, is_held_out
 from redistill.errors import UserError, nearest
 from redistill.tasks.answers import REQUESTS, check_answer_format, number_value
-from redistill.tasks.verifiers import VERIFIERS, find_verifier
+from redistill.tasks.code import UNSAFE_WARNING, CodeJudge, code_columns, code_judge, refuse_code_options
+from redistill.tasks.verifiers import VERIFIERS, Verifier, find_verifier
 
 SUFFIXES = (".jsonl", ".parquet")
 SPLITS = ("train", "held_out")
@@ -136,11 +137,16 @@ def _check_choices(choices: Any, where: str) -> None:
         raise UserError(f"{where} column 'choices' must be a list of texts for verifier=contains, got {choices!r:.60}")
 
 
+def _truth(prompt: Prompt) -> tuple[Any, ...]:
+    """What two rows of one question must share."""
+    return (prompt.answer, *(prompt.data.get(column) for column in ("function", "public_tests", "private_tests")))
+
+
 class FileTask:
-    """The questions of a file. `verifier` is exact, number, math, contains, pattern or module:function; `answer_format` and
+    """The questions of a file. `verifier` is exact, number, math, contains, pattern, code or module:function; `answer_format` and
     `system` as for generators (`system` only for rows without a system message); rewards of a user's own verifier
-    lie in [`low`, `high`]. `summary` tells how many rows were kept and dropped. Raises UserError naming the row for
-    anything malformed."""
+    lie in [`low`, `high`]; `partial`, `seconds`, `memory_mb` and `unsafe_exec` (in `code`) are those of the task `code`. `summary`
+    tells how many rows were kept and dropped. Raises UserError naming the row for anything malformed."""
 
     wording = "english"
 
@@ -152,12 +158,14 @@ class FileTask:
         system: str | None = None,
         low: float = 0.0,
         high: float = 1.0,
+        **code: Any,
     ) -> None:
         self.path, self.verifier = Path(path), verifier
         self.name = self.path.name
         self.answer_format, self.system = check_answer_format(answer_format), system
-        self._judge = find_verifier(verifier)
-        if verifier in VERIFIERS and (low, high) != (0.0, 1.0):
+        self.code = code
+        self._judge = self._find_judge()
+        if verifier in (*VERIFIERS, "code") and (low, high) != (0.0, 1.0):
             raise UserError(
                 f"task option low={low:g}, high={high:g}: verifier={verifier} rewards 0 to 1; leave both out"
             )
@@ -173,8 +181,23 @@ class FileTask:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._judge = find_verifier(self.verifier)
+        self._judge = self._find_judge()
         self._order = lru_cache(maxsize=4)(self._shuffled)
+
+    def _find_judge(self) -> Verifier:
+        if self.verifier != "code":
+            refuse_code_options(self.verifier, self.code)
+            return find_verifier(self.verifier)
+        if self.answer_format != "plain":
+            raise UserError(
+                f"task option answer_format={self.answer_format}: verifier=code reads the program in the last code block"
+            )
+        return code_judge(**self.code)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences to be read before a run."""
+        return [UNSAFE_WARNING] if self.code.get("unsafe_exec") else []
 
     def _rows(self) -> Iterator[Row]:
         if self.path.suffix not in SUFFIXES:
@@ -184,7 +207,7 @@ class FileTask:
         return _read_jsonl(self.path) if self.path.suffix == ".jsonl" else _read_parquet(self.path)
 
     def _load(self) -> str:
-        seen: dict[str, tuple[int, str | None, str]] = {}
+        seen: dict[str, tuple[int, Any, str]] = {}
         dropped_columns: set[str] = set()
         first_split: bool | None = None
         rows = repeated = 0
@@ -204,11 +227,11 @@ class FileTask:
                     raise UserError(
                         f"{where} puts the question of row {before} into {split}, but that row is in {other}"
                     )
-                if answer != prompt.answer:
+                if answer != _truth(prompt):
                     raise UserError(f"{where} repeats the question of row {before} with another answer")
                 repeated += 1
                 continue
-            seen[prompt.uid] = (at, prompt.answer, split)
+            seen[prompt.uid] = (at, _truth(prompt), split)
             self._prompts[split].append(prompt)
         if not rows:
             raise UserError(f"task file {self.path} has no rows")
@@ -232,17 +255,22 @@ class FileTask:
         columns, dropped = _plain_columns(row)
         if self.verifier == "contains":
             _check_choices(columns.get("choices"), where)
+        uid = content_uid(content)
+        split = _text(row, "split", where, needed=False) or SPLITS[is_held_out(uid)]
+        if split not in SPLITS:
+            raise UserError(f"{where} column 'split' is {split!r}{nearest(split, SPLITS)}")
+        if self.verifier == "code":
+            data = {"row": at, **code_columns(columns, where, held_out=split == "held_out")}
+        else:
+            data = {"row": at, "columns": columns}
         prompt = Prompt(
-            uid=content_uid(content),
+            uid=uid,
             content=content,
             answer=answer,
             solution=_text(row, "solution", where, needed=False),
             feedback=_text(row, "feedback", where, needed=False),
-            data={"row": at, "columns": columns},
+            data=data,
         )
-        split = _text(row, "split", where, needed=False) or SPLITS[is_held_out(prompt.uid)]
-        if split not in SPLITS:
-            raise UserError(f"{where} column 'split' is {split!r}{nearest(split, SPLITS)}")
         return prompt, split, dropped
 
     def _shuffled(self, epoch: int, seed: int) -> Any:
@@ -270,3 +298,9 @@ class FileTask:
         """Judge a reply with the chosen verifier; the lowest reward when that took too long."""
         verdict = self._judge(prompt, answer, self.answer_format)
         return verdict if verdict.limit is None else replace(verdict, reward=self.reward_range[0])
+
+    def verify_all(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Verdict]:
+        """Judge several replies, programs side by side."""
+        if isinstance(self._judge, CodeJudge):
+            return self._judge.all(pairs)
+        return [self.verify(prompt, answer) for prompt, answer in pairs]

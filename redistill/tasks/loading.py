@@ -21,17 +21,19 @@ _FILE = re.compile(r"^(.*?\.(?:jsonl|parquet))(?::(.*))?$", re.DOTALL)
 _GYM_OPTIONS: Sequence[Option] = (("answer_format", "plain", "str"), ("system", None, "str or none"))
 _FILE_OPTIONS: Sequence[Option] = (
     ("verifier", "exact", "str"), *_GYM_OPTIONS, ("low", 0.0, "float"), ("high", 1.0, "float"),
+    ("partial", False, "bool"), ("seconds", 2, "int"), ("memory_mb", 256, "int"), ("unsafe_exec", False, "bool"),
 )  # fmt: skip
 
 
 def _own() -> dict[str, type[Any]]:
     """The tasks that are dataclasses of ours, by name."""
+    from redistill.tasks.code import Code
     from redistill.tasks.mixture import Mixture
     from redistill.tasks.sokoban import Sokoban
     from redistill.tasks.sums import Sums
     from redistill.tasks.tools import Tools
 
-    return {kind.name: kind for kind in (Sums, Sokoban, Tools, Mixture)}
+    return {kind.name: kind for kind in (Sums, Sokoban, Tools, Mixture, Code)}
 
 
 CONFIDENT = "confident+"
@@ -88,6 +90,17 @@ def load_task(spec: str) -> Task:
 
     common = {key: options.pop(key) for key, _, _ in _GYM_OPTIONS if key in options}
     return GymTask(name, options, **common)
+
+
+def unsafe(spec: str | None) -> str:
+    """`spec` with unsafe_exec=true: what the flag --unsafe-exec means. Raises UserError for a task that runs no programs."""
+    if spec is None:
+        raise UserError("--unsafe-exec needs a --task that runs programs, such as code or data.jsonl:verifier=code")
+    match = _FILE.match(spec)
+    name, options = (match.group(1), match.group(2)) if match else (spec.partition(":")[0], spec.partition(":")[2])
+    if not any(option == "unsafe_exec" for option, _, _ in task_options(name)):
+        raise UserError(f"--unsafe-exec is for tasks that run programs, and {name!r} runs none")
+    return f"{name}:{options + ',' if options else ''}unsafe_exec=true"
 
 
 def _pairs(name: str, text: str, known: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -218,7 +218,7 @@ def find_verifier(name: str) -> Verifier:
         return VERIFIERS[name]
     module, colon, function = name.partition(":")
     if not (colon and module and function):
-        raise UserError(f"verifier={name!r} is unknown and not module:function{nearest(name, VERIFIERS)}")
+        raise UserError(f"verifier={name!r} is unknown and not module:function{nearest(name, [*VERIFIERS, 'code'])}")
     return _users(name, str(Path.cwd()))
 
 

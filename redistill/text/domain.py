@@ -161,6 +161,8 @@ class TextDomain:
         made = None if worlds is None else [worlds[i] for i, _ in kept]
         asked = [prompts[i] for i, _ in kept]
         sampled = self._sampled(asked, [ids for _, ids in kept], made, size or self.config.group_size, keys)
+        texts = [(i, n, asked[i], one.text) for i, row in enumerate(sampled) for n, one in enumerate(row)]
+        self.judge.together([] if made is not None else texts)
         groups = []
         for place, ((_, ids), key, answers) in enumerate(zip(kept, keys, sampled)):
             prompt = asked[place]

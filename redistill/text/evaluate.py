@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from redistill.core.task import Prompt, Task, checked_verdict
+from redistill.core.task import Prompt, Task, Verdict, checked_verdict, judged
 from redistill.errors import UserError
 from redistill.evaluation.calibration import stated_confidence
 from redistill.evaluation.intervals import pass_at_k, wilson
@@ -35,7 +35,7 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
         raise UserError(f"task {task.name!r} has no held-out prompts to evaluate on")
     greedy = Sampling(temperature=0.0, max_new_tokens=config.max_new_tokens)
     answers = answer(lm, task, config, prompts, [Evidence()] * len(prompts), greedy, 1)
-    outcomes = [correct(task, prompt, group[0]) for prompt, group in zip(prompts, answers)]
+    outcomes = correct(task, [(prompt, group[0]) for prompt, group in zip(prompts, answers)])
     share = wilson(sum(outcomes), len(outcomes))
     result: dict[str, Any] = {
         "metric": "accuracy", "accuracy": share.estimate, "low": share.low, "high": share.high, "prompts": len(prompts), "outcomes": outcomes,
@@ -52,7 +52,7 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
         own = [Evidence(solution=prompt.solution) for prompt in prompts]
         for name, evidence in (("in_context", own), ("wrong_context", [*own[1:], own[0]])):
             groups = answer(lm, task, config, prompts, evidence, greedy, 1)
-            right = [correct(task, prompt, group[0]) for prompt, group in zip(prompts, groups)]
+            right = correct(task, [(prompt, group[0]) for prompt, group in zip(prompts, groups)])
             result[f"accuracy_{name}"] = sum(right) / len(right)
         result["utility"] = result["accuracy_in_context"] - result["accuracy"]
     return result
@@ -94,18 +94,26 @@ def _turns(answers: Sequence[Sequence[Any]]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def correct(task: Task, prompt: Prompt, sampled: Sampled | Played) -> int:
-    """1 if the answer earns the task's full reward, else 0."""
-    verdict = sampled.verdict if isinstance(sampled, Played) else task.verify(prompt, sampled.text)
-    verdict = checked_verdict(task, prompt, verdict)
-    return int(verdict.reward >= task.reward_range[1])
+def verdicts(task: Task, sampled: Sequence[tuple[Prompt, Sampled | Played]]) -> list[Verdict]:
+    """Checked verdicts on answers to prompts; those of played episodes are their own."""
+    others = iter(judged(task, [(prompt, one.text) for prompt, one in sampled if not isinstance(one, Played)]))
+    return [
+        checked_verdict(task, prompt, one.verdict) if isinstance(one, Played) else next(others)
+        for prompt, one in sampled
+    ]
+
+
+def correct(task: Task, sampled: Sequence[tuple[Prompt, Sampled | Played]]) -> list[int]:
+    """1 for each answer that earns the task's full reward, else 0."""
+    return [int(verdict.reward >= task.reward_range[1]) for verdict in verdicts(task, sampled)]
 
 
 def _sampled(lm: LanguageModel, task: Task, config: Settings, prompts: Sequence[Prompt]) -> dict[str, float]:
     k = config.eval_samples
     spec = Sampling(temperature=config.eval_temperature, max_new_tokens=config.max_new_tokens)
     groups = answer(lm, task, config, prompts, [Evidence()] * len(prompts), spec, k)
-    right = [sum(correct(task, prompt, one) for one in group) for prompt, group in zip(prompts, groups)]
+    flat = iter(correct(task, [(prompt, one) for prompt, group in zip(prompts, groups) for one in group]))
+    right = [sum(next(flat) for _ in group) for group in groups]
     solved = [pass_at_k(count, k, k) for count in right]
     stated = {f"sampled_{name}": value for name, value in _confidence(task, prompts, groups).items()}
     return {"avg_at_k": sum(right) / (k * len(right)), "pass_at_k": sum(solved) / len(solved), "k": k, **stated}

@@ -50,6 +50,19 @@ class Judge:
             pool.shutdown(wait=False)
         self.sampled_in = time.perf_counter() - began
 
+    def together(self, asked: Sequence[tuple[int, int, Prompt, str]]) -> None:
+        """Judge answers (prompt's number, answer's number, prompt, text) at once, for a task that can: one whose judge runs
+        programs side by side. Nothing happens where they are judged beside the sampling already."""
+        many = getattr(self.task, "verify_all", None)
+        if many is None or self.ahead or not asked:
+            return
+        began = time.perf_counter()
+        found: Sequence[Verdict] = many([one[2:] for one in asked])
+        taken = (time.perf_counter() - began) / len(asked)
+        for (i, number, _, _), verdict in zip(asked, found, strict=True):
+            self.ahead[i, number] = Future()
+            self.ahead[i, number].set_result((verdict, taken))
+
     def verdict(self, i: int, number: int, prompt: Prompt, text: str) -> Verdict:
         """The verdict on answer `number` of prompt i."""
         known = self.ahead.pop((i, number), None)

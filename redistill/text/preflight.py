@@ -34,6 +34,7 @@ def preflight(config: Settings, teachers: Sequence[TeacherWeights]) -> Ready:
     context = context_of(config.model, read_config(config.model, folder))
     tokenizer, notes = load_tokenizer(config.model, folder)
     warnings = [f"model {config.model!r}: {notes['pad']}"] if "pad" in notes else []
+    warnings += getattr(task, "warnings", ())  # of tasks that have something to say
     for spec in teachers:
         if spec.name == "checkpoint":
             theirs = weights.resolve(spec.path)

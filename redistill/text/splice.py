@@ -10,9 +10,10 @@ from dataclasses import replace
 from redistill.core.budget import tally
 from redistill.core.episode import Episode, Group
 from redistill.core.specs import TeacherWeights
-from redistill.core.task import Prompt, checked_verdict
+from redistill.core.task import Prompt
 from redistill.core.teachers import swapped
 from redistill.text.domain import TextDomain, TokenIds, Trajectory
+from redistill.text.evaluate import verdicts
 from redistill.text.sampling import sample
 
 
@@ -52,6 +53,7 @@ def sampled_under(
             domain.lm, [ids for _, ids in kept], group_size=size, sampling=sampling, keys=keys,
             max_batch=domain.config.sample_batch,
         )  # fmt: skip
+    told = iter(verdicts(domain.task, [(prompts[i], one) for (i, _), answers in zip(kept, made) for one in answers]))
     for (i, ids), key, answers in zip(kept, keys, made):
         prompt = prompts[i]
         groups[i] = Group(prompt, [
@@ -59,7 +61,7 @@ def sampled_under(
                 prompt=prompt, context=ids, trajectory=Trajectory(one.ids, ((0, len(one.ids)),)), steps=len(one.ids),
                 text=one.text, behaviour_logp_T=one.logp_T, sampling=sampling, sampled_under=view, trained_under=view,
                 finish=one.finish, key=(*key, number),
-                verdict=checked_verdict(domain.task, prompt, domain.task.verify(prompt, one.text)),
+                verdict=next(told),
             )
             for number, one in enumerate(answers)
         ])  # fmt: skip

@@ -76,3 +76,25 @@ def test_an_error_of_the_judge_ends_the_rollout() -> None:
     task.broken = True
     with pytest.raises(UserError, match="the judge is out"):
         rewards(domain, task, 1)
+
+
+class Together(Slow):
+    """A task that judges side by side."""
+
+    def verify_all(self, pairs: Any) -> list[Verdict]:
+        self.threads.append(f"all {len(pairs)}")
+        return [self.inner.verify(prompt, text) for prompt, text in pairs]
+
+
+def test_a_task_that_can_is_asked_for_all_verdicts_at_once_with_the_same_answer() -> None:
+    domain, task = made(0.0)
+    one_by_one = rewards(domain, task, 0)
+    together = Together(load_task("sums"), 0.0)
+    domain.task, domain.judge = together, Judge(together)
+    assert rewards(domain, task, 0) == one_by_one
+    assert together.threads == ["all 16"]
+    domain.judge.slow = True  # beside the sampling it is asked one by one
+    together.threads.clear()
+    assert rewards(domain, task, 0) == one_by_one
+    assert len(together.threads) == 16
+    assert all(name.startswith("judge") for name in together.threads)
