@@ -276,7 +276,7 @@ class TextDomain:
     def measure(self, signal: Signal, rows: Sequence[int], quantities: Sequence[Quantity]) -> Measured:
         """One forward of the student (with gradient) and one of each teacher (without) over the rows; then the head."""
         hidden_nD, packed, warm, teachers = self._states(signal, rows, quantities)
-        return Measured(measure(hidden_nD, self.lm.head(), packed.target_n, warm, teachers, quantities))
+        return Measured(measure(hidden_nD, self.lm.head(), packed.target_n, warm, teachers, quantities, adding=True))
 
     def _states(
         self, signal: Signal, rows: Sequence[int], quantities: Sequence[Quantity]

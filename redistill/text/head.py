@@ -128,12 +128,16 @@ def block_steps(vocabulary: int) -> int:
 
 def measure(
     hidden_nD: Tensor, head: Head, target_n: Tensor, temperature_n: Tensor,
-    teachers: Mapping[Teacher, StatesAt], quantities: Sequence[Quantity],
+    teachers: Mapping[Teacher, StatesAt], quantities: Sequence[Quantity], adding: bool = False,
 ) -> dict[Quantity, Tensor]:  # fmt: skip
-    """Values [n] of each quantity, differentiable in `hidden_nD` and the head's own parameters."""
+    """Values [n] of each quantity, differentiable in `hidden_nD` and the head's own parameters.
+
+    With `adding`, `backward` adds to a gradient that the head's weight already has, in place, instead of making a second
+    [V, D] tensor to be added: only for a plain `backward` into parameters, which is what an update does.
+    """
     if not len(target_n):
         return dict.fromkeys(quantities, hidden_nD.new_zeros(0))
-    work = _Work(head, target_n, temperature_n, teachers, tuple(quantities))
+    work = _Work(head, target_n, temperature_n, teachers, tuple(quantities), adding)
     hidden_nD = hidden_nD.to(head.weight_VD.dtype)
     values: Sequence[Tensor] = _Fused.apply(hidden_nD, head.weight_VD, head.bias_V, work)
     return dict(zip(quantities, values, strict=True))
@@ -156,6 +160,7 @@ class _Work:
     temperature_n: Tensor
     teachers: Mapping[Teacher, StatesAt]
     quantities: tuple[Quantity, ...]
+    adding: bool = False
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """(low, high) of each chunk."""
@@ -279,7 +284,7 @@ class _Fused(torch.autograd.Function):
         buffers, ctx.kept = ctx.kept, None  # its logits are overwritten: a second backward makes them again
         shaped = buffers is not None
         buffers = buffers or _Buffers(work, work.taught(list(slopes)), hidden_nD)
-        sums = _Gradients(work.head, ctx.needs_input_grad, hidden_nD, weight_VD, bias_V)
+        sums = _Gradients(work, ctx.needs_input_grad, hidden_nD, weight_VD, bias_V)
         for low, high in work.chunks():
             if not shaped:
                 buffers.fill(hidden_nD, weight_VD, bias_V, low, high)
@@ -297,19 +302,21 @@ class _Fused(torch.autograd.Function):
                 if factor_rV is not None:
                     logits_rV.mul_(factor_rV)
             sums.add(buffers.student[: high - low], low, high)
-        return sums.hidden_nD, sums.weight_VD, sums.bias_V, None
+        return sums.hidden_nD, None if sums.added else sums.weight_VD, sums.bias_V, None
 
 
 class _Gradients:
     """Gradients of hidden states, head and bias, each made where it is needed; the head's is summed in place."""
 
     def __init__(
-        self, head: Head, needed: Sequence[bool], hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None
+        self, work: _Work, needed: Sequence[bool], hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None
     ) -> None:
-        self.half = _half(head)
+        self.half = _half(work.head)
+        held_VD = weight_VD.grad if work.adding and weight_VD.is_leaf else None
+        self.added = held_VD is not None
         self.of_hidden_nD, self.of_weight_VD = hidden_nD, weight_VD
         self.hidden_nD = torch.empty_like(hidden_nD) if needed[0] else None
-        self.weight_VD = torch.empty_like(weight_VD) if needed[1] else None
+        self.weight_VD = (torch.empty_like(weight_VD) if held_VD is None else held_VD) if needed[1] else None
         self.bias_V = torch.zeros_like(bias_V) if needed[2] and bias_V is not None else None
 
     def add(self, slope_cV: Tensor, low: int, high: int) -> None:
@@ -322,7 +329,7 @@ class _Gradients:
         if self.hidden_nD is not None:
             torch.mm(slope_cV, self.of_weight_VD, out=self.hidden_nD[low:high])
         if self.weight_VD is not None:
-            self.weight_VD.addmm_(slope_cV.t(), self.of_hidden_nD[low:high], beta=float(low > 0))
+            self.weight_VD.addmm_(slope_cV.t(), self.of_hidden_nD[low:high], beta=float(low > 0 or self.added))
 
     def _add_half(self, slope_cV: Tensor, low: int, high: int) -> None:
         """The same with bfloat16 products, which are summed over chunks in float32."""
@@ -330,7 +337,7 @@ class _Gradients:
             self.hidden_nD[low:high] = slope_cV @ halved(self.of_weight_VD).plain_VD
         if self.weight_VD is not None:
             made_VD = slope_cV.t() @ self.of_hidden_nD[low:high].to(torch.bfloat16)
-            self.weight_VD = self.weight_VD.copy_(made_VD) if low == 0 else self.weight_VD.add_(made_VD)
+            _ = self.weight_VD.add_(made_VD) if low or self.added else self.weight_VD.copy_(made_VD)
 
 
 def _half(head: Head) -> bool:

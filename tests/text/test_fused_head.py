@@ -174,3 +174,23 @@ def test_the_likeliest_are_those_of_a_sort(v: int, k: int) -> None:
     index = likeliest(values, k)
     assert all(len(set(row)) == k for row in index.tolist())
     assert torch.equal(values.gather(-1, index).sort().values, values.topk(k).values.sort().values)
+
+
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
+def test_adding_in_place_is_what_autograd_adds(products: torch.dtype) -> None:
+    """Two backward passes into a weight: the second adds to the first one's tensor itself."""
+    grads = []
+    for adding in (False, True):
+        torch.manual_seed(0)
+        weight, hidden = torch.randn(V, D).requires_grad_(), torch.randn(N, D).requires_grad_()
+        head = Head(weight, products=products)
+        place = 0
+        for _ in range(2):
+            target, warm = torch.arange(N) % V, torch.ones(N)
+            measure(hidden, head, target, warm, {}, [LogProb()], adding=adding)[LogProb()].sum().backward()
+            assert weight.grad is not None
+            assert not adding or place in (0, weight.grad.data_ptr())
+            place = weight.grad.data_ptr()
+        grads.append((weight.grad.clone(), hidden.grad))
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-6, atol=1e-6)
+    assert float(grads[0][0].abs().max()) > 0.1
