@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def _differences(found: Mapping[str, Any], key: str, title: str, note: str) -> C
     others = {name: facts[key] for name, facts in found["methods"].items() if facts[key] is not None}
     columns = {part: [gap[part] for gap in others.values()] for part in ("estimate", "low", "high", "verdict")}
     bars = Bars(
-        f"minus {found['baseline']}", list(others), columns["estimate"], columns["low"], columns["high"],
+        f"minus {found['baseline']}", labels(list(others)), columns["estimate"], columns["low"], columns["high"],
         text=columns["verdict"],
     )  # fmt: skip
     return Chart(title, "method", f"difference in {found['metric']}", [bars], note=note)
@@ -96,12 +96,18 @@ def _differences(found: Mapping[str, Any], key: str, title: str, note: str) -> C
 
 def _cost(found: Mapping[str, Any], unit: str) -> Chart:
     costs = {name: facts["cost"][unit] for name, facts in found["methods"].items()}
-    bars = Bars(unit, list(costs), [sum(values) / len(values) for values in costs.values()])
+    bars = Bars(unit, labels(list(costs)), [sum(values) / len(values) for values in costs.values()])
     what = {
         "seconds": "Seconds of training steps; evaluations are not counted.",
         "tokens": "Tokens that were generated.",
     }
     return Chart(f"{unit} a run", "method", unit, [bars], note=what.get(unit, ""))
+
+
+def labels(names: Sequence[str], longest: int = 22) -> list[str]:
+    """Names short enough to stand under a bar, each still its own; the tables have them in full."""
+    cut = [name if len(name) <= longest else f"{name[: longest - 1]}…" for name in names]
+    return [short if cut.count(short) == 1 else f"{i + 1}. {short}" for i, short in enumerate(cut)]
 
 
 def _runs(page: Page, found: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from redistill.core.budget import Budget
 from redistill.core.runs import finite
 from redistill.evaluation.comparison import COSTS, Ended, Point, compared
-from redistill.reporting.compare_page import outcome, write_page
+from redistill.reporting.compare_page import labels, outcome, write_page
 from redistill.reporting.compare_terminal import bounds, cost, print_comparison, reached, rows
 from test_page import HOSTILE, check_page
 
@@ -79,6 +79,11 @@ def test_the_first_sentence_is_what_the_intervals_say(found: dict[str, Any], pag
     assert "is not distinguishable" in told
     assert found["methods"][NAMES[1]]["difference"]["low"] > 0
     assert "sdpo:teacher=ema(0.1) is better" in page_path.read_text()
+
+
+def test_names_under_bars_are_short_and_still_apart() -> None:
+    names = ["grpo", "sdpo:teacher=ema(0.1),feedback=never", "sdpo:teacher=ema(0.1),feedback=always"]
+    assert labels(names) == ["grpo", "2. sdpo:teacher=ema(0.1…", "3. sdpo:teacher=ema(0.1…"]
 
 
 def test_settings_that_differ_are_shown_apart(page_path: Path) -> None:
