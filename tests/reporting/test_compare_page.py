@@ -83,7 +83,7 @@ def test_the_first_sentence_is_what_the_intervals_say(found: dict[str, Any], pag
 
 def test_names_under_bars_are_short_and_still_apart() -> None:
     names = ["grpo", "sdpo:teacher=ema(0.1),feedback=never", "sdpo:teacher=ema(0.1),feedback=always"]
-    assert labels(names) == ["grpo", "2. sdpo:teacher=ema(0.1…", "3. sdpo:teacher=ema(0.1…"]
+    assert labels(names) == ["grpo", "2. sdpo:teacher=ema(0.1)…", "3. sdpo:teacher=ema(0.1)…"]
 
 
 def test_settings_that_differ_are_shown_apart(page_path: Path) -> None:
