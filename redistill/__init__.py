@@ -1,7 +1,7 @@
 """Redistill: post-training in which the teacher is often the model itself.
 
     run = redistill.run("sdpo", task="chain_sum", model="smollm2-135m", steps=20)
-    run.metrics, run.evaluations, run.model, run.eval(k=4)
+    run.metrics, run.evaluations, run.model, run.eval(k=4), run.report()
     redistill.compare("grpo", "sdpo", task="sums", model="pocket", budget="rollouts=2000", out="runs/two")
 
 docs/python.md tells of them all. Importing this package imports no torch.

@@ -58,6 +58,14 @@ class Finished:
         """Evaluate the trained model as `redistill eval` does: on the run's own task unless another is named."""
         return evaluate(self.folder, task, k, prompts, **settings)
 
+    def report(self, out: str | Path | None = None, *, show: bool = False) -> Path:
+        """Write the run's page (`report.html` in its folder unless `out` is given) and return its path; `show` opens it."""
+        from redistill.reporting.run_page import report
+
+        path = Path(out) if out is not None else self.folder / "report.html"
+        report([self.folder], path)
+        return opened(path, show)
+
 
 @dataclass(frozen=True)
 class Comparison:

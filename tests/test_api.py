@@ -77,6 +77,14 @@ def test_eval_is_that_of_the_run_and_takes_other_settings(run: redistill.Finishe
     assert redistill.evaluate("pocket", "sums", prompts=3)["prompts"] == 3
 
 
+def test_report_writes_the_page(run: redistill.Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    assert run.report() == run.folder / "report.html"
+    assert run.report(tmp_path / "mine.html", show=True).read_text().startswith("<!doctype html>")
+    assert opened == [(tmp_path / "mine.html").as_uri()]
+
+
 def test_a_run_is_loaded_and_continued(run: redistill.Finished, tmp_path: Path) -> None:
     assert redistill.load(run.folder) == run
     with pytest.raises(UserError, match="no finished run"):

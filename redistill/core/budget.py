@@ -1,12 +1,14 @@
 """What a run may spend, and what it has spent: rollouts, generated tokens, seconds of training. Torch-free.
 
 Rollouts are all answers that were sampled to train on, whoever wrote them and under whatever view; tokens are their steps
-(denoising steps, actions in other domains). Seconds are those of training steps: neither evaluations nor checkpoints count.
+(denoising steps, actions in other domains). Seconds are those of training steps: neither evaluations, nor checkpoints, nor
+what is recorded for the page of the run.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,11 +67,16 @@ def tally(into: Counter[str], groups: Sequence[Group]) -> None:
     into["tokens"] += sum(episode.steps for group in groups for episode in group)
 
 
+def training_seconds(record: Mapping[str, float]) -> float:
+    """The seconds of a step, of its phases or of its line in the log."""
+    return sum(value for key, value in record.items() if key.startswith("seconds_") and key != "seconds_record")
+
+
 def spend(spent: dict[str, float], generated: Mapping[str, int], seconds: Mapping[str, float]) -> dict[str, float]:
     """Add one step to what a run has spent; what a step's log says of it."""
     for unit in ("rollouts", "tokens"):
         spent[unit] = spent.get(unit, 0) + generated.get(unit, 0)
-    spent["seconds"] = round(spent.get("seconds", 0.0) + sum(seconds.values()), 4)
+    spent["seconds"] = round(spent.get("seconds", 0.0) + training_seconds(seconds), 4)
     return {"sampled": float(generated.get("rollouts", 0)), "sampled_tokens": float(generated.get("tokens", 0))}
 
 
@@ -88,3 +95,18 @@ class Dry:
                 f"{method} sampled nothing in {PATIENCE} steps in a row, so budget {budget} is never reached: give it "
                 "steps=N as well, or a budget in seconds"
             )
+
+
+class Clock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """The phase that ends now; of one that comes twice, the sum."""
+        now = time.monotonic()
+        key = f"seconds_{phase}"
+        self.seconds[key] = round(self.seconds.get(key, 0.0) + now - self.last, 4)
+        self.last = now

@@ -10,7 +10,7 @@ from typing import Any
 
 from redistill.config import RunConfig
 from redistill.core import rng
-from redistill.core.budget import Dry, spend
+from redistill.core.budget import Clock, Dry, spend
 from redistill.core.domain import Domain
 from redistill.core.episode import Group
 from redistill.core.method import Method, Stage
@@ -393,18 +393,3 @@ class Run:
         for log in (self.log_file, self.samples, self.alarms, self.credit):
             log.close()
         self.folder.close()
-
-
-class Clock:
-    """Seconds of each phase of a step."""
-
-    def __init__(self) -> None:
-        self.last = time.monotonic()
-        self.seconds: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        """The phase that ends now; of one that comes twice, the sum."""
-        now = time.monotonic()
-        key = f"seconds_{phase}"
-        self.seconds[key] = round(self.seconds.get(key, 0.0) + now - self.last, 4)
-        self.last = now

@@ -19,7 +19,7 @@ import numpy as np
 
 from redistill.build import method_class, prepare, settings, settings_class
 from redistill.config import split_settings
-from redistill.core.budget import UNBOUNDED, Budget
+from redistill.core.budget import UNBOUNDED, Budget, training_seconds
 from redistill.core.loop import Report
 from redistill.core.options import options_of, plain_values, read
 from redistill.core.runs import finite, versions
@@ -36,7 +36,7 @@ SHARED = (
 )  # fmt: skip
 """Settings that decide how answers are evaluated: the same for all methods, whatever a paper's own value is."""
 DEFAULTS = {"eval_parts": 8, "utility": False, "save_model": False, "keep_last": 1, "steps": UNBOUNDED}
-UNTOLD = ("tracker", "save_every", "keep_last", "save_model")
+UNTOLD = ("tracker", "save_every", "keep_last", "save_model", "trace_prompts", "trace_every")
 """Settings that change no number, and so no fingerprint."""
 
 
@@ -254,7 +254,7 @@ def read_run(folder: Path, seed: int) -> Ended:
         spent["updates"] += 1
         spent["rollouts"] += line["sampled"]
         spent["tokens"] += line["sampled_tokens"]
-        spent["seconds"] += sum(value for key, value in line.items() if key.startswith("seconds_"))
+        spent["seconds"] += training_seconds(line)
     return Ended(seed, points, spent, str(folder))
 
 
