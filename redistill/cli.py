@@ -41,29 +41,7 @@ def parser(slug: str | None = None) -> Parser:
     one.add_argument("slug", help="a method of `redistill list`")
     one.add_argument("--json", action="store_true", help="print JSON only")
 
-    one = verbs.add_parser(
-        "run", help="train", epilog=_settings_help(slug), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    one.add_argument("slug", nargs="?", help="a method; may be left out with --recipe")
-    one.add_argument("--recipe", help="a shipped recipe by name, or a .toml file")
-    for key, meaning in (
-        ("task", "task, e.g. chain_sum:min_terms=2,max_terms=4"),
-        ("model", "model name, folder or hub id"),
-    ):
-        one.add_argument(f"--{key}", help=meaning)
-    one.add_argument("--seed", help="seed of prompts and samples")
-    one.add_argument("--steps", help="updates")
-    one.add_argument("--out", type=Path, help="run folder (default: runs/<method>-<task>-s<seed>-<time>)")
-    one.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of the run or the method"
-    )
-    one.add_argument(
-        "--unsafe-exec", action="store_true", help="run model-written programs of a code task without a jail"
-    )
-    one.add_argument("--resume", action="store_true", help="continue the run in --out from its newest good checkpoint")
-    one.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
-    one.add_argument("--json", action="store_true", help="print the result as JSON only")
-
+    _add_run(verbs, slug)
     add_compare(verbs)
 
     one = verbs.add_parser("reproduce", help="the paper's direction against its own baseline; writes evidence/<slug>/")
@@ -99,6 +77,32 @@ def parser(slug: str | None = None) -> Parser:
     one.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
     one.add_argument("--json", action="store_true", help="print the run's facts as JSON only; the page is written too")
     return top
+
+
+def _add_run(verbs: Any, slug: str | None) -> None:
+    """The verb that trains."""
+    one = verbs.add_parser(
+        "run", help="train", epilog=_settings_help(slug), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    one.add_argument("slug", nargs="?", help="a method; may be left out with --recipe")
+    one.add_argument("--recipe", help="a shipped recipe by name, or a .toml file")
+    for key, meaning in (
+        ("task", "task, e.g. chain_sum:min_terms=2,max_terms=4"),
+        ("model", "model name, folder or hub id"),
+    ):
+        one.add_argument(f"--{key}", help=meaning)
+    one.add_argument("--seed", help="seed of prompts and samples")
+    one.add_argument("--steps", help="updates")
+    one.add_argument("--out", type=Path, help="run folder (default: runs/<method>-<task>-s<seed>-<time>)")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of the run or the method"
+    )
+    one.add_argument(
+        "--unsafe-exec", action="store_true", help="run model-written programs of a code task without a jail"
+    )
+    one.add_argument("--resume", action="store_true", help="continue the run in --out from its newest good checkpoint")
+    one.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
+    one.add_argument("--json", action="store_true", help="print the result as JSON only")
 
 
 def _settings_help(slug: str | None) -> str:

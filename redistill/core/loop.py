@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from redistill.config import RunConfig
 from redistill.core import rng
 from redistill.core.budget import Clock, Dry, spend
+from redistill.core.cursor import Cursor
 from redistill.core.domain import Domain
 from redistill.core.episode import Group
 from redistill.core.method import Method, Stage
@@ -32,29 +33,6 @@ IDLE_STEPS = 10
 """Steps in a row without any gradient after which a run says so."""
 DRIFT_EVERY, DRIFT_SAMPLE = 5, 4096
 """Steps between two looks at how far teacher copies are from the student, and the numbers of each tensor that are looked at."""
-
-
-@dataclass
-class Cursor:
-    """Where the run is: the step, the stage and the step at which it began, the prompts used, what was spent, the evaluations
-    so far, and whether the run ended before its steps (its method or its budget said so: more are not wanted)."""
-
-    step: int = 0
-    stage: int = 0
-    stage_began: int = 0
-    prompts: int = 0
-    evaluations: dict[str, Any] = field(default_factory=dict)
-    spent: dict[str, float] = field(default_factory=dict)
-    done: bool = False
-
-    def state(self) -> Piece:
-        """All of it."""
-        return Piece(facts=asdict(self))
-
-    def restore(self, piece: Piece) -> None:
-        """Load it."""
-        for name, value in piece.facts.items():
-            setattr(self, name, value)
 
 
 @dataclass
