@@ -299,10 +299,10 @@ class Run:
 
     def _evaluate(self, label: str) -> None:
         with self.stop.at_once():
-            result = dict(self.domain.evaluate(label))
+            result = {**self.domain.evaluate(label), **self.method.measures(self)}
         self.cursor.evaluations[label] = {"step": self.cursor.step, **result}
         # The log stays small: what each prompt came to is in result.json.
-        short = {key: value for key, value in result.items() if key != "outcomes"}
+        short = {key: value for key, value in result.items() if key not in ("outcomes", "counts")}
         self.log_file.add({"step": self.cursor.step, "evaluation": label, **short})
         self.report("evaluated", {"label": label, "step": self.cursor.step, **result})
         taught = any(stage.method.teachers() and stage.method.utility_view() for stage in self.stages)

@@ -97,6 +97,10 @@ class Method:
     def after_update(self, groups: Sequence[Group], ctx: Context) -> None:
         """Update pools and curricula once the step's updates are done."""
 
+    def measures(self, ctx: Context) -> Mapping[str, float]:
+        """Numbers of the method's own that belong to an evaluation, beside the domain's."""
+        return {}
+
     def state(self) -> Mapping[str, Any]:
         """Parts of the method that evolve, by name; each has state() and restore(). Registered before the run starts."""
         return {}

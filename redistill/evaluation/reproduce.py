@@ -136,6 +136,10 @@ def _one(
     result["generated_tokens"] = sum(r["episodes"] * r["length"] for r in records if "episodes" in r and "length" in r)
     result["generations"] = sum(r["episodes"] for r in records if "episodes" in r)
     final = result["evaluations"]["after"]
+    if experiment.derive is not None:
+        before = result["evaluations"]["before"]
+        before |= experiment.derive(before, before)
+        final |= experiment.derive(before, final)
     print(f"    {experiment.metric} {final[experiment.metric]:.3f} in {result['seconds']:.0f} s", flush=True)
     return result
 
@@ -245,16 +249,15 @@ def _write(
     import json
 
     (target / "verdict.json").write_text(json.dumps(verdict, indent=1) + "\n")
+    columns = [experiment.metric, "length", *experiment.traces]
     curves = {
         arm: [
             [
-                [e["step"], e[experiment.metric], e.get("length")]
+                [e["step"], *(e.get(name) for name in columns)]
                 for e in sorted(result["evaluations"].values(), key=lambda e: e["step"])
             ]
             for result in rows
         ]
         for arm, rows in results.items()
     }
-    (target / "curves.json").write_text(
-        json.dumps({"columns": ["step", experiment.metric, "length"], "arms": curves}) + "\n"
-    )
+    (target / "curves.json").write_text(json.dumps({"columns": ["step", *columns], "arms": curves}) + "\n")

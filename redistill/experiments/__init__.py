@@ -9,12 +9,14 @@ from redistill.experiments.crd import CRD_DIGITS
 from redistill.experiments.opsd import OPSD_POCKET, OPSD_SMOLLM2
 from redistill.experiments.pi_distill import PI_DISTILL_HINT, PI_DISTILL_RARE
 from redistill.experiments.ps_kd import PS_KD_DIGITS, PS_KD_MNIST
+from redistill.experiments.rl_vs_distillation import RLVD_POCKET
 from redistill.experiments.rltf import RLTF_POCKET
 from redistill.experiments.rpd import RPD_BUTTON
 from redistill.experiments.sd_zero import SD_ZERO_POCKET
 from redistill.experiments.sdpo import SDPO_POCKET, SDPO_SMOLLM2
 from redistill.experiments.srpo import SRPO_POCKET
 from redistill.experiments.ssb import SSB_POCKET, SSB_SMOLLM2
+from redistill.experiments.teacher_hacking import HACKING_POCKET
 from redistill.experiments.teachers import TEACHERS
 
 ALL: dict[tuple[str, str], Experiment] = {
@@ -37,6 +39,8 @@ ALL: dict[tuple[str, str], Experiment] = {
         PI_DISTILL_HINT,
         PI_DISTILL_RARE,
         SSB_SMOLLM2,
+        HACKING_POCKET,
+        RLVD_POCKET,
         *TEACHERS,
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,5 +36,9 @@ class Experiment:
     """Settings of the smaller version."""
     tuning_seed: int = 1000
     """The grid is searched on this seed, which is never one of the reported ones."""
+    derive: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, float]] | None = None
+    """Numbers that a run's evaluation after training has only beside the one before it: (before, after) -> numbers."""
+    traces: Sequence[str] = ()
+    """Further numbers of the evaluations that the evidence keeps as curves and plots."""
     tuning: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ while tuning (fewer steps)."""

@@ -142,9 +142,11 @@ class TextDomain:
         seen: Sequence[Evidence] | None = None,
         size: int | None = None,
         worlds: Sequence[Callable[[], World]] | None = None,
+        key: tuple[int, ...] | None = None,
     ) -> list[Group]:
         """Sample and judge a group of `size` episodes for each prompt under a view. A prompt that cannot be rendered is
         left out and counted; the episodes are to be trained under the view they were sampled under unless re-labelled.
+        Draws are keyed by seed, step and call, or by `key` where they shall be the same at any step.
         Prompts of a task that has worlds (or of which `worlds` are given) are played, in turns, to the end."""
         evidence = seen or [Evidence()] * len(prompts)
         rendered = [(i, self.render(view, prompt, e)) for i, (prompt, e) in enumerate(zip(prompts, evidence))]
@@ -154,8 +156,8 @@ class TextDomain:
                 f"no prompt of this step fits in view {view!r}: the limit is max_prompt_tokens={self.config.max_prompt_tokens} "
                 f"and the model's context is {self.lm.context} with max_new_tokens={self.config.max_new_tokens}"
             )
-        keys = [(self.config.seed, self.step, self.calls, i) for i, _ in kept]
-        self.calls += 1
+        keys = [(*((self.config.seed, self.step, self.calls) if key is None else key), i) for i, _ in kept]
+        self.calls += key is None
         if worlds is None and isinstance(self.task, WorldTask):
             worlds = [partial(self.task.world, prompt) for prompt in prompts]
         made = None if worlds is None else [worlds[i] for i, _ in kept]

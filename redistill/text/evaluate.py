@@ -108,15 +108,23 @@ def correct(task: Task, sampled: Sequence[tuple[Prompt, Sampled | Played]]) -> l
     return [int(verdict.reward >= task.reward_range[1]) for verdict in verdicts(task, sampled)]
 
 
-def _sampled(lm: LanguageModel, task: Task, config: Settings, prompts: Sequence[Prompt]) -> dict[str, float]:
+def _sampled(lm: LanguageModel, task: Task, config: Settings, prompts: Sequence[Prompt]) -> dict[str, Any]:
     k = config.eval_samples
     spec = Sampling(temperature=config.eval_temperature, max_new_tokens=config.max_new_tokens)
     groups = answer(lm, task, config, prompts, [Evidence()] * len(prompts), spec, k)
     flat = iter(correct(task, [(prompt, one) for prompt, group in zip(prompts, groups) for one in group]))
-    right = [sum(next(flat) for _ in group) for group in groups]
+    marks = [[next(flat) for _ in group] for group in groups]
+    right = [sum(row) for row in marks]
+    halves = [[sum(row[: k // 2]), sum(row[k // 2 : 2 * (k // 2)])] for row in marks]
     solved = [pass_at_k(count, k, k) for count in right]
     stated = {f"sampled_{name}": value for name, value in _confidence(task, prompts, groups).items()}
-    return {"avg_at_k": sum(right) / (k * len(right)), "pass_at_k": sum(solved) / len(solved), "k": k, **stated}
+    return {
+        "avg_at_k": sum(right) / (k * len(right)),
+        "pass_at_k": sum(solved) / len(solved),
+        "k": k,
+        "counts": halves,
+        **stated,
+    }
 
 
 def answer(
