@@ -57,6 +57,11 @@ def parser(slug: str | None = None) -> Parser:
     one.add_argument("-k", type=int, default=0, help="also sample k answers a prompt: avg@k and pass@k")
     one.add_argument("--prompts", type=int, default=None, help="held-out prompts (default 100)")
     one.add_argument(
+        "--also", action="append", default=[], metavar="TASK", help="another task: what was forgotten there?"
+    )
+    one.add_argument("--base", help="the model to compare with (with --also: the run's own start)")
+    one.add_argument("--html", type=Path, help="also write a page: reliability diagram, pass@k, differences")
+    one.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="run settings, e.g. max_new_tokens=32"
     )
     one.add_argument("--json", action="store_true", help="print JSON only")
@@ -264,8 +269,13 @@ def _eval(arguments: argparse.Namespace) -> int:
     from redistill.reporting.terminal import print_evaluation
 
     result = evaluate_saved(
-        arguments.target, arguments.task, arguments.k, arguments.prompts, parse_pairs(arguments.set)
-    )
+        arguments.target, arguments.task, arguments.k, arguments.prompts, parse_pairs(arguments.set), arguments.also,
+        arguments.base,
+    )  # fmt: skip
+    if arguments.html is not None:
+        from redistill.reporting.evaluation_page import evaluation_page
+
+        evaluation_page(result).write(arguments.html)
     if arguments.json:
         print(json.dumps(result))
     else:

@@ -23,6 +23,20 @@ def calibration_error(confidence_N: Array, right_N: Array, bins: int = 15) -> fl
     return float(np.abs(gap_B).sum() / len(bin_N))
 
 
+def reliability(confidence_N: Array, right_N: Array, bins: int = 10) -> list[dict[str, float]]:
+    """A reliability diagram (the bins of `calibration_error`, empty ones left out): `low`, `high`, mean `confidence`, `accuracy`
+    and `count` of each."""
+    confidence, right = np.asarray(confidence_N, dtype=np.float64), np.asarray(right_N, dtype=np.float64)
+    bin_N = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return [
+        {
+            "low": b / bins, "high": (b + 1) / bins, "confidence": float(confidence[bin_N == b].mean()),
+            "accuracy": float(right[bin_N == b].mean()), "count": int((bin_N == b).sum()),
+        }
+        for b in range(bins) if (bin_N == b).any()
+    ]  # fmt: skip
+
+
 def brier(confidence_N: Array, right_N: Array) -> float:
     """Mean squared difference of confidence and correctness; in [0, 1], lowest at confidence = probability of being right."""
     return float(np.square(np.asarray(confidence_N, dtype=np.float64) - np.asarray(right_N, dtype=np.float64)).mean())

@@ -171,3 +171,8 @@ def print_method(facts: Mapping[str, Any]) -> None:
 def print_evaluation(result: Mapping[str, Any]) -> None:
     """`redistill eval`."""
     OUT.print(evaluation_line({"label": result["target"], "step": result.get("step", 0), **result}))
+    for task, gap in result.get("against", {}).items():
+        OUT.print(
+            f"{escape(task)} against {escape(result['base'])}: {gap['metric']} {gap['before']:.3f} -> {gap['after']:.3f}, "
+            f"{gap['difference']:+.3f}, 95% interval [{gap['low']:+.3f}, {gap['high']:+.3f}] (paired over {gap['prompts']} prompts)"
+        )

@@ -335,7 +335,7 @@ class TextDomain:
     # --- the rest of the contract -----------------------------------------------------------------------------------
     def evaluate(self, label: str) -> Mapping[str, Any]:
         """Held-out accuracy (and teacher utility); see text/evaluate.py."""
-        return evaluate(self.lm, self.task, self.config)
+        return evaluate(self.lm, self.task, self.config, detailed=label == "saved")
 
     def describe(self, groups: Sequence[Group], signals: Sequence[Signal]) -> str:
         """What the first row's student and its teachers read, as the model reads it."""

@@ -10,10 +10,11 @@ import numpy as np
 
 from redistill.core.task import Prompt, Task, Verdict, checked_verdict, judged
 from redistill.errors import UserError
-from redistill.evaluation.calibration import stated_confidence
+from redistill.evaluation.calibration import reliability, stated_confidence
 from redistill.evaluation.intervals import pass_at_k, wilson
 from redistill.tasks.confidence import Confident
 from redistill.tasks.worlds import WorldTask
+from redistill.text import detail
 from redistill.text.models import LanguageModel
 from redistill.text.sampling import Sampled, Sampling, sample
 from redistill.text.settings import Settings
@@ -21,7 +22,7 @@ from redistill.text.turns import Played, check_template, play
 from redistill.text.views import VIEWS, WORDINGS, Evidence, view_of
 
 
-def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
+def evaluate(lm: LanguageModel, task: Task, config: Settings, detailed: bool = False) -> dict[str, Any]:
     """Accuracy on the task's held-out prompts.
 
     Returns `metric` (the main one's name), `accuracy`, `low`, `high` (Wilson, 95%), `outcomes` (a 0/1 per prompt, for paired comparisons), `length`,
@@ -29,6 +30,7 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
     `stated_confidence` says of the greedy answers, and of the samples (`sampled_...`: greedy answers are right more often than
     the samples whose success a confidence is trained to state); with `utility`, where prompts have solutions,
     `accuracy_in_context`, `accuracy_wrong_context` (another prompt's solution in view) and `utility`, their gain over plain.
+    `detailed` adds what text/detail.py says.
     """
     prompts = list(task.held_out(config.eval_prompts))
     if not prompts:
@@ -45,9 +47,11 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
     result |= _by_domain(prompts, outcomes)
     if isinstance(task, WorldTask):
         result |= _turns(answers)
-    result |= _confidence(task, prompts, answers)
+    result |= _confidence(task, prompts, answers, detailed)
+    if detailed:
+        result |= detail.likelihood([group[0] for group in answers], outcomes)
     if config.eval_samples:
-        result |= _sampled(lm, task, config, prompts)
+        result |= _sampled(lm, task, config, prompts, detailed)
     if config.utility and all(prompt.solution for prompt in prompts):
         own = [Evidence(solution=prompt.solution) for prompt in prompts]
         for name, evidence in (("in_context", own), ("wrong_context", [*own[1:], own[0]])):
@@ -58,17 +62,20 @@ def evaluate(lm: LanguageModel, task: Task, config: Settings) -> dict[str, Any]:
     return result
 
 
-def _confidence(task: Task, prompts: Sequence[Prompt], answers: Sequence[Sequence[Any]]) -> dict[str, float]:
+def _confidence(
+    task: Task, prompts: Sequence[Prompt], answers: Sequence[Sequence[Any]], detailed: bool = False
+) -> dict[str, Any]:
     """How well the stated confidences fit, for a task that asks for one; an answer that states none is left out and
     counted. `calibration` is (1 - ece) times the share of answers that state one: silence is not calibrated."""
     if not isinstance(task, Confident):
         return {}
     verdicts = [task.verify(prompt, one.text) for prompt, group in zip(prompts, answers) for one in group]
     stated = [(v.confidence, v.reward >= task.reward_range[1]) for v in verdicts if v.confidence is not None]
-    found = {"states_none": 1.0 - len(stated) / len(verdicts)}
+    found: dict[str, Any] = {"states_none": 1.0 - len(stated) / len(verdicts)}
     if stated:
         confidence, right = (np.asarray(column) for column in zip(*stated))
         found |= stated_confidence(confidence, right)
+        found |= {"reliability_stated": reliability(confidence, right)} if detailed else {}
     return found | {"calibration": (1.0 - found["states_none"]) * (1.0 - found.get("ece", 1.0))}
 
 
@@ -108,7 +115,9 @@ def correct(task: Task, sampled: Sequence[tuple[Prompt, Sampled | Played]]) -> l
     return [int(verdict.reward >= task.reward_range[1]) for verdict in verdicts(task, sampled)]
 
 
-def _sampled(lm: LanguageModel, task: Task, config: Settings, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def _sampled(
+    lm: LanguageModel, task: Task, config: Settings, prompts: Sequence[Prompt], detailed: bool
+) -> dict[str, Any]:
     k = config.eval_samples
     spec = Sampling(temperature=config.eval_temperature, max_new_tokens=config.max_new_tokens)
     groups = answer(lm, task, config, prompts, [Evidence()] * len(prompts), spec, k)
@@ -117,7 +126,8 @@ def _sampled(lm: LanguageModel, task: Task, config: Settings, prompts: Sequence[
     right = [sum(row) for row in marks]
     halves = [[sum(row[: k // 2]), sum(row[k // 2 : 2 * (k // 2)])] for row in marks]
     solved = [pass_at_k(count, k, k) for count in right]
-    stated = {f"sampled_{name}": value for name, value in _confidence(task, prompts, groups).items()}
+    stated: dict[str, Any] = {f"sampled_{name}": value for name, value in _confidence(task, prompts, groups).items()}
+    stated |= detail.samples(groups, marks) if detailed else {}
     return {
         "avg_at_k": sum(right) / (k * len(right)),
         "pass_at_k": sum(solved) / len(solved),
