@@ -19,7 +19,7 @@ QUICK = {
     "eval_every": 0,
     "warm_start_steps": 1,
 }
-FIRST_STAGES = {"sd-zero": {"gather_steps": 1, "srt_steps": 1}}
+FIRST_STAGES = {"sd-zero": {"gather_steps": 1, "srt_steps": 1}, "rl-vs-distillation": {"gather_steps": 1}}
 """Fewer updates before the method's last stage."""
 
 

@@ -257,6 +257,8 @@ SUPPORTS = (
 )
 NEAR = {"teacher": "frozen", "teacher_view": "with_solution"}
 
+HACKED = {"teacher": "checkpoint(other)", "oracle": "checkpoint(third)"}
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
     "sft-in-context": ("sft", {"in_context_share": 0.5, "normaliser": "sequence"}),
@@ -326,6 +328,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "caopd", {"max_new_tokens": 40, "shown": "sibling", "note": "false", "divergence": "forward_kl", "support": "top_k(5)", "normaliser": "token"},
     ),
     "caopd-plain-skip": ("caopd", {"max_new_tokens": 40, "revise": "false", "skip_first": 3, "teacher": "frozen"}),
+    "teacher-hacking": ("teacher-hacking", HACKED),
+    "teacher-hacking-jsd": ("teacher-hacking", {**HACKED, "divergence": "jsd(0.3)", "normaliser": "sequence"}),
+    "rl-vs-distillation": ("rl-vs-distillation", {"normaliser": "sequence"}),
     "pi-distill": ("pi-distill", {"temperature": 1.0, "alpha": 0.3}),
     "pi-distill-pathwise": (
         "pi-distill", {"kl": "pathwise", "privilege": "with_hint", "normaliser": "sequence", "drop_dead_groups": "false", "alpha": 0.7},

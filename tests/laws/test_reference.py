@@ -219,6 +219,16 @@ def opd(lab: Lab, groups: list[Any]) -> Tensor:
     return taught(lab, rows, contexts, warm) * (warm**2 if method.scale_by_temperature else 1.0)
 
 
+def hacking(lab: Lab, groups: list[Any]) -> Tensor:
+    """All outcomes, temperature 1, the student's own context."""
+    rows, method, losses = [row for group in groups for row in group], lab.method, []
+    for row in rows:
+        log_q = logits_at(lab.domain.lm.module, row.context, row).log_softmax(-1)
+        log_p = teacher_logp(lab, row.context, row, 1.0)
+        losses.append(divergence(method.divergence.name, method.divergence.beta, log_p, log_q))
+    return reduced(method.normaliser, losses, [True] * len(rows))
+
+
 def opsd(lab: Lab, groups: list[Any]) -> Tensor:
     rows, method = [row for group in groups for row in group], lab.method
     contexts = [shown(lab, row.prompt, solution=row.prompt.solution) for row in rows]
@@ -415,6 +425,7 @@ def pi_distill(lab: Lab, groups: list[Any]) -> Tensor:
 REFERENCES: dict[str, Loss] = {
     "sft": likelihood, "rft": likelihood, "grpo": grpo, "opd": opd, "opsd": opsd, "sdpo": sdpo, "srpo": srpo, "ssb": ssb,
     "sd-zero": sd_zero, "caopd": caopd, "pi-distill": pi_distill,
+    "teacher-hacking": hacking, "rl-vs-distillation": likelihood,
 }  # fmt: skip
 
 

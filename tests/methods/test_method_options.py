@@ -100,6 +100,12 @@ ELSEWHERE = {"sdpo": {"test_time", "question"}, "ssb": {"pairs", "gather_steps",
     },
 }  # fmt: skip
 """Options that change what is collected or which stages there are, with tests of their own (test_<slug>.py)."""
+ELSEWHERE |= {
+    "teacher-hacking": {
+        "teacher", "oracle", "prompts", "answers", "stored_by", "fresh", "fresh_by", "divergence", "normaliser",
+    },
+    "rl-vs-distillation": {"writer", "questions", "tries", "writes", "size", "gather_steps", "normaliser"},
+}  # fmt: skip
 ELSEWHERE |= TEACHER_ELSEWHERE | TURN_ELSEWHERE
 
 
