@@ -144,7 +144,8 @@ def load(folder: str | Path) -> Finished:
 
 
 def compare(
-    *methods: str, task: str, model: str, budget: str, seeds: Iterable[int] = (0, 1, 2), out: str | Path,
+    *methods: str, task: str, budget: str, model: str | None = None, seeds: Iterable[int] = (0, 1, 2),
+    out: str | Path | None = None,
     progress: bool = False, **settings: Any,
 ) -> Comparison:  # fmt: skip
     """Compare methods as `redistill compare` does; the first is the baseline. Settings are those of all runs."""
@@ -152,10 +153,10 @@ def compare(
     from redistill.reporting.compare_terminal import watcher
 
     found = compare_methods(
-        methods, task=task, model=model, budget=budget, seeds=list(seeds), out=Path(out), common=_texts(settings),
-        report=watcher(quiet=True, silent=not progress),
+        methods, task=task, model=model, budget=budget, seeds=list(seeds), out=None if out is None else Path(out),
+        common=_texts(settings), report=watcher(quiet=True, silent=not progress),
     )  # fmt: skip
-    return Comparison(found, Path(out))
+    return Comparison(found, Path(found["page"]).parent)
 
 
 def evaluate(

@@ -83,18 +83,21 @@ def parse_arm(text: str) -> Arm:
 
 
 def compare(
-    methods: Sequence[str | Arm], *, task: str, model: str, budget: str, seeds: Sequence[int], out: Path,
+    methods: Sequence[str | Arm], *, task: str, model: str | None, budget: str, seeds: Sequence[int], out: Path | None,
     common: Mapping[str, Any] = {}, report: Report | None = None, stop: Stop | None = None, command: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Run what is missing, then compare; writes out/compare.json and out/compare.html and returns the former's content.
 
-    The first method is the baseline. Raises UserError for what cannot be compared, before anything runs.
+    The first method is the baseline. `model` None is the domain's own (`pocket` for language), `out` None
+    runs/compare-<task>-<model>. Raises UserError for what cannot be compared, before anything runs.
     """
     from redistill.reporting.compare_page import write_page
 
     report = report or (lambda event, facts: None)
     spent = Budget.parse(budget)
     arms = [parse_arm(one) if isinstance(one, str) else one for one in methods]
+    model = model or default_model(arms)
+    out = out or Path("runs") / f"compare-{_short(task)}-{_short(model)}"
     jobs = plan(arms, task, model, spent, seeds, common, out)
     _check_folder(out)
     report("plan", {"runs": len(jobs), "ended": sum(job.ended for job in jobs), "out": str(out)})
@@ -106,6 +109,15 @@ def compare(
     write_page(out / "compare.html", found)
     report("compared", found)
     return found
+
+
+def default_model(arms: Sequence[Arm]) -> str:
+    """The model of a run that names none."""
+    return str(options_of(settings_class(method_class(arms[0].slug)))["model"].default) if arms else ""
+
+
+def _short(text: str) -> str:
+    return re.sub(r"\W+", "_", text.partition(":")[0].rpartition("/")[2])
 
 
 # --- what is to be run ------------------------------------------------------------------------------------------------

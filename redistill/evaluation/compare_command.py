@@ -22,13 +22,13 @@ def add_compare(verbs: Any) -> None:
     )
     one.add_argument("methods", nargs="+", metavar="METHOD", help="two or more, e.g. grpo sdpo:teacher=ema(0.1)")
     one.add_argument("--task", required=True, help="task, e.g. chain_sum:min_terms=2,max_terms=4")
-    one.add_argument("--model", required=True, help="model name, folder or hub id")
+    one.add_argument("--model", help="model name, folder or hub id (default: pocket, or the domain's own)")
     one.add_argument(
         "--budget", required=True, help="of every run: rollouts=N, tokens=N (generated) or seconds=N (of training)"
     )
     one.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
     one.add_argument(
-        "--out", type=Path, required=True, help="folder of the comparison; runs that it holds are not repeated"
+        "--out", type=Path, help="folder; runs that it holds are not repeated (default: runs/compare-<task>-<model>)"
     )
     one.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all runs, e.g. learning_rate=1e-4"

@@ -241,6 +241,17 @@ def test_the_command_prints_a_table_or_json_only(copied: Path, capsys: pytest.Ca
     assert printed["command"].startswith("redistill compare grpo rft --task sums")
 
 
+def test_model_seeds_and_folder_have_defaults(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of seeds 0 and 1 are there: only those of seed 2 are made, in the default folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(done, tmp_path / "runs" / "compare-sums-pocket")
+    begun = []
+    go = Run.go
+    monkeypatch.setattr(Run, "go", lambda self, resume: begun.append(self.config.seed) or go(self, resume))
+    assert main(["compare", "grpo", "rft", "--task", "sums", "--budget", BUDGET, "--json", *WORDS]) == 0
+    assert begun == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("flag", "value"), [("--seeds", "a"), ("--seeds", "-1"), ("--budget", "5"), ("--set", "steps")]
 )
