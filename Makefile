@@ -4,14 +4,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint bench docs install clean
+# Every package with the hashes of its files; `make install LOCK=` installs from constraints.txt alone (another platform).
+LOCK := locked.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint bench docs trust install clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# setuptools first, with its hash: it builds the three packages that come as sources, and this one.
+$(VENV)/.installed: pyproject.toml constraints.txt $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+ifneq ($(LOCK),)
+	sed -n '/^setuptools==/,/[^\\]$$/p' $(LOCK) > $(VENV)/first.txt
+	$(PIP) --require-hashes --no-deps -r $(VENV)/first.txt
+	$(PIP) --require-hashes --no-deps --no-build-isolation -r $(LOCK)
+	$(PIP) --no-build-isolation -c constraints.txt -e '.[dev]'
+else
+	$(PIP) -c constraints.txt torch==2.13.0
+	$(PIP) -c constraints.txt -e '.[dev]'
+endif
 	touch $@
 
 demo: install
@@ -34,6 +46,10 @@ lint: install
 # The documentation site, in build/site: a warning ends the build. Open build/site/index.html.
 docs: install
 	$(BIN)/python -m sphinx -W -n -q -b html -d build/doctrees docs build/site
+
+# What can go wrong, in figures: docs/reliability.md. It takes about an hour of one core.
+trust: install
+	$(BIN)/python -m benchmarks.trust $(ARGS)
 
 # Peers live in environments of their own. The CPU build of torch first: without the pin pip takes a CUDA one of several GB.
 # vLLM's CPU build comes with a torchvision for another torch, which then breaks its import; it is not needed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,10 @@ def test_what_is_cut_out_of_a_reply() -> None:
 # --- time, memory and other ends ---------------------------------------------------------------------------------------
 def test_a_pattern_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redistill.tasks.verifiers.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("redistill.tasks.worker.PATIENCE", 1000.0)  # so that the clock alone would take two minutes
+    began = time.monotonic()
     verdict = pattern(ask("(a|aa)+"), "a" * 200 + "!")
+    assert time.monotonic() - began < 60
     assert (verdict.reward, verdict.limit) == (0.0, "time")
     assert verdict.feedback == "The answer could not be compared within 0.5 seconds."
     assert pattern(ask("(a|aa)+"), "I think:\naaa").reward == 1.0
