@@ -1,6 +1,6 @@
 """Write locked.txt: every package that the two commands install, exactly, with the hashes of its files.
 
-`python scripts/lock.py` asks pip what `constraints.txt` and pyproject.toml come to, for each Python of PYTHONS on Linux x86_64;
+`python scripts/lock.py [NAME==VERSION ...]` asks pip what `constraints.txt` and pyproject.toml (and what is named) come to, for each Python of PYTHONS on Linux x86_64;
 `--check` (no network) fails when the file does not hold what constraints.txt and pyproject.toml say. Several hashes stand for
 several files of one version: wheels of several Pythons, and for torch the builds of the index and of a local folder of wheels.
 Packages that only a CUDA build of torch asks for are not in the file: they come, unhashed, only where such a build is taken.
@@ -57,7 +57,8 @@ def report(arguments: list[str], environment: dict[str, str] | None = None) -> l
         command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
     )
     if made.returncode:
-        raise SystemExit(f"pip {' '.join(arguments)[:200]}: {made.stderr[-600:]}")
+        said = "\n".join(line for line in made.stderr.splitlines() if not line.startswith("WARNING"))
+        raise SystemExit(f"pip {' '.join(arguments)[:200]}: {said[-600:]}")
     found: list[dict[str, Any]] = json.loads(made.stdout)["install"]
     return found
 
@@ -100,7 +101,8 @@ def others(python: str, wanted: dict[str, str]) -> dict[str, tuple[str, str]]:
 
 def write() -> None:
     """Ask pip and write the file."""
-    found = report(["-c", str(CONSTRAINTS), *requirements()])
+    extra = [each for each in sys.argv[1:] if "==" in each]
+    found = report(["-c", str(CONSTRAINTS), *requirements(), *extra])
     here = files(found)
     hashes = {name: {sha} for name, (_, sha) in here.items()}
     urls = {canonical(each["metadata"]["name"]): each["download_info"]["url"] for each in found}
