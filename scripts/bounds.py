@@ -75,12 +75,13 @@ def measure(end: str) -> dict[str, Any]:
     log, python = folder.with_suffix(".log"), str(folder / "bin" / "python")
     wanted, marker = pins(end), folder / "wanted.txt"
     if not marker.is_file() or marker.read_text() != "\n".join(wanted):
-        venv.create(folder, with_pip=True, clear=True)
-        log.write_text("")
+        if not Path(python).exists():
+            venv.create(folder, with_pip=True)
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--upgrade"]
         if run([*pip, *wanted], log):
             raise SystemExit(f"the {end} end does not install: see {log}")
         marker.write_text("\n".join(wanted))
+    log.write_text("")
     if "--install" in sys.argv:
         raise SystemExit(0)
     listed = json.loads(subprocess.check_output([python, "-m", "pip", "list", "--format", "json"], text=True))
