@@ -21,7 +21,7 @@ from redistill.tasks.files import FileTask
 from redistill.tasks.gym import GymTask, gym_names
 from redistill.tasks.sums import Sums
 
-SECONDS = 1.0
+SECONDS = 0.3
 """Processor seconds for judging one reply here: hostile ones use them up."""
 DIGITS = ("\uff10", "\u0660", "\u06f0", "\u0966", "\U0001d7ce", "\U0001d7d8")
 """The zeros of scripts whose digits Python reads as numbers."""

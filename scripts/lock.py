@@ -1,7 +1,7 @@
 """Write locked.txt: every package that the two commands install, exactly, with the hashes of its files.
 
 `python scripts/lock.py [NAME==VERSION ...]` asks pip what `constraints.txt` and pyproject.toml (and what is named) come to, on
-Linux x86_64 for this Python and those of PYTHONS; `--check` (no network) fails when the file does not hold what these say.
+Linux x86_64 for this Python and those of PYTHONS; `--add` only adds and renews what constraints.txt pins; `--check` (no network) fails when the file does not hold what these say.
 Several hashes stand for several files of one version: wheels of several Pythons, and for torch the builds of the index and of
 a local folder of wheels. Packages that only a CUDA build of torch asks for are not in the file: they come, unhashed, only
 where such a build is taken.
@@ -9,6 +9,7 @@ where such a build is taken.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,8 +17,11 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 LOCKED, CONSTRAINTS = ROOT / "locked.txt", ROOT / "constraints.txt"
@@ -119,29 +123,69 @@ def write() -> None:
     plain = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
     version = here["torch"][0]
     hashes["torch"].add(files(report(["--no-deps", f"torch=={version}"], plain))["torch"][1])
-    lines = []
-    for name in sorted(here):
-        lines.append(
-            " \\\n    ".join([f"{name}=={here[name][0]}", *(f"--hash=sha256:{sha}" for sha in sorted(hashes[name]))])
-        )
-    LOCKED.write_text(HEAD + "\n".join(lines) + "\n")
+    lines = {
+        name: [f"{name}=={here[name][0]}", *(f"--hash=sha256:{sha}" for sha in sorted(hashes[name]))] for name in here
+    }
+    save(lines)
+
+
+def save(lines: dict[str, list[str]]) -> None:
+    """Write the file from the words of each package's line."""
+    LOCKED.write_text(HEAD + "\n".join(" \\\n    ".join(lines[name]) for name in sorted(lines)) + "\n")
+
+
+def entries() -> dict[str, list[str]]:
+    """The words of each package's line in the file: the pin, then the hashes."""
+    text = LOCKED.read_text().replace("\\\n", " ")
+    return {
+        line.partition("==")[0]: line.split() for line in text.splitlines() if "==" in line and not line.startswith("#")
+    }
+
+
+def add() -> None:
+    """Bring the file to what constraints.txt says, for this Python, without asking for anything else anew."""
+    lines = entries()
+    wanted = [pin for name, pin in constrained().items() if lines.get(name, [""])[0] != pin]
+    for name, (version, sha) in files(report(["--no-deps", *wanted]) if wanted else []).items():
+        lines[name] = [f"{name}=={version}", f"--hash=sha256:{sha}"]
+    save(lines)
+
+
+def constrained() -> dict[str, str]:
+    """The pins of constraints.txt by package, written as the file writes them."""
+    found = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", CONSTRAINTS.read_text(), re.MULTILINE)
+    return {canonical(name): f"{canonical(name)}=={version}" for name, version in found}
+
+
+def unlocked(held: set[str]) -> set[str]:
+    """What installed packages that are in the file need and the file lacks."""
+    lacking = set()
+    for name in held:
+        with contextlib.suppress(PackageNotFoundError):
+            needs = [Requirement(each) for each in distribution(name).requires or []]
+            lacking |= {canonical(r.name) for r in needs if r.marker is None or r.marker.evaluate({"extra": ""})} - held
+    return {name for name in lacking if not TORCH_ONLY.match(name)}
 
 
 def problems() -> list[str]:
-    """How the file differs from constraints.txt and pyproject.toml."""
-    text = LOCKED.read_text().replace("\\\n", " ")
-    held = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", text, re.MULTILINE))
-    wrong = [f"{line} has no hash" for line in text.splitlines() if "==" in line and "--hash=sha256:" not in line]
-    for name, version in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", CONSTRAINTS.read_text(), re.MULTILINE):
-        if held.get(canonical(name), version) != version:
-            wrong.append(f"constraints.txt has {name}=={version}, locked.txt {held[canonical(name)]}")
+    """How the file differs from constraints.txt, pyproject.toml and what its packages need."""
+    lines = entries()
+    wrong = [
+        f"{name} has no hash" for name, words in lines.items() if not any(w.startswith("--hash=sha256:") for w in words)
+    ]
+    for name, pin in constrained().items():
+        if name in lines and lines[name][0] != pin:
+            wrong.append(f"constraints.txt has {pin}, locked.txt {lines[name][0]}")
     names = {canonical(re.split(r"[<>=!~\[; ]", each, maxsplit=1)[0]) for each in requirements()}
-    return wrong + [f"pyproject.toml asks for {name}, which locked.txt lacks" for name in sorted(names - set(held))]
+    wrong += [f"pyproject.toml asks for {name}, which locked.txt lacks" for name in sorted(names - set(lines))]
+    return wrong + [f"a package in locked.txt needs {name}, which it lacks" for name in sorted(unlocked(set(lines)))]
 
 
 def main() -> int:
     """Write the file, or with --check say what is wrong with it."""
-    if "--check" not in sys.argv:
+    if "--add" in sys.argv:
+        add()
+    elif "--check" not in sys.argv:
         write()
     wrong = problems()
     print(
