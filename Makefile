@@ -12,12 +12,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 install: $(VENV)/.installed
 
-# setuptools first, with its hash: it builds the three packages that come as sources, and this one.
+# setuptools first, with its hash: it builds the packages that come as sources, and this one. Then torch, out of a local folder of
+# wheels where pip is set up with one (a CPU build), else the index's build; both have their hash in the file.
 $(VENV)/.installed: pyproject.toml constraints.txt $(LOCK)
 	$(PYTHON) -m venv $(VENV)
 ifneq ($(LOCK),)
 	sed -n '/^setuptools==/,/[^\\]$$/p' $(LOCK) > $(VENV)/first.txt
+	sed -n '/^torch==/,/[^\\]$$/p' $(LOCK) > $(VENV)/torch.txt
 	$(PIP) --require-hashes --no-deps -r $(VENV)/first.txt
+	$(PIP) --require-hashes --no-deps --no-index -r $(VENV)/torch.txt 2> /dev/null || $(PIP) --require-hashes --no-deps -r $(VENV)/torch.txt
 	$(PIP) --require-hashes --no-deps --no-build-isolation -r $(LOCK)
 	$(PIP) --no-build-isolation -c constraints.txt -e '.[dev]'
 else

@@ -1,10 +1,10 @@
 """Write locked.txt: every package that the two commands install, exactly, with the hashes of its files.
 
 `python scripts/lock.py [NAME==VERSION ...]` asks pip what `constraints.txt` and pyproject.toml (and what is named) come to, on
-Linux x86_64 for this Python and those of PYTHONS; `--add` only adds and renews what constraints.txt pins; `--check` (no network) fails when the file does not hold what these say.
-Several hashes stand for several files of one version: wheels of several Pythons, and for torch the builds of the index and of
-a local folder of wheels. Packages that only a CUDA build of torch asks for are not in the file: they come, unhashed, only
-where such a build is taken.
+Linux x86_64 for this Python and those of PYTHONS. `--add` only adds and renews what constraints.txt pins; `--check` (no network)
+fails when the file does not hold what these say, or what its own packages need. Several hashes stand for several files of one
+version: wheels of several Pythons, and for torch the builds of the index and of a local folder of wheels. Packages that only a
+CUDA build of torch asks for are not in the file: they come, unhashed, only where such a build is taken.
 """
 
 from __future__ import annotations

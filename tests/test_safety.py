@@ -32,7 +32,9 @@ def offences(tree: ast.Module, jailed: bool = False) -> Iterator[str]:
             names = [alias.name for alias in node.names]
             module = getattr(node, "module", None)
             full = names if isinstance(node, ast.Import) else [str(module), *(f"{module}.{name}" for name in names)]
-            yield from (f"{where}: import {name}" for name in full if name in MODULES and not (jailed and name == "marshal"))
+            yield from (
+                f"{where}: import {name}" for name in full if name in MODULES and not (jailed and name == "marshal")
+            )
         if not isinstance(node, ast.Call):
             continue
         called = node.func
