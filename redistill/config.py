@@ -52,7 +52,7 @@ class RunConfig:
         high=20,
     )
     trace_every: int | None = option(
-        None, "updates between these records; none: about 20 in a run, at most one rollout in 33 more", low=1
+        None, "updates between these records; none: at least 15, and at most 20 records in a run", low=1
     )
     max_bad_updates: int = option(5, "non-finite updates in a row after which the run stops", low=1)
     tracker: str = option(

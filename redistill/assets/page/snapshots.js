@@ -39,7 +39,7 @@
     const charts = [];
     if (each.tracks) {
       const names = Object.keys(each.tracks);
-      const path = (a, b) => names.map((name, i) => ({ ...line(name, each.tracks[name].map((p) => p[a]), each.tracks[name].map((p) => p[b]), i), markers: each.tracks[name].length < 2 }));
+      const path = (a, b) => names.map((name, i) => ({ ...line(name, each.tracks[name].map((p) => p[a]), each.tracks[name].map((p) => p[b]), i), markers: each.tracks[name].every((p) => Math.hypot(p[a] - each.tracks[name][0][a], p[b] - each.tracks[name][0][b]) < 0.002) }));
       charts.push(chart("x (m)", "from above: y (m)", path(0, 1), true));
       charts.push(chart("actions", "height z (m)", names.map((name, i) => {
         const track = each.tracks[name], x = track.length > 1 ? steps(track) : steps(each.rewards);
