@@ -12,6 +12,7 @@ import pytest
 import torch
 from redistill.core.episode import flat
 from redistill.core.signal import LogProb, Signal
+from redistill.core.teachers import swapped
 from redistill.core.trace import chosen, inspected, rows_of
 from redistill.core.update import Tally, accumulate
 from redistill.objectives.reduce import step_weights
@@ -70,6 +71,16 @@ def test_likeliest_tokens_and_log_probs_are_those_of_a_forward_pass() -> None:
         assert str(row.prompt.solution) in teacher["reads"]
         assert str(row.prompt.solution) not in told["reads"]
         assert teacher["logp"] != told["logp"]
+        player, copy = lab.domain.players["student"], lab.domain.bank.copies["frozen"]
+        (context,) = (term.teacher.contexts[number] for term in signal.terms)
+        with torch.no_grad(), swapped(player.tensors, copy):
+            logits = lab.domain.lm.module(torch.tensor([[*context, *ids]])).logits[0]
+        taught = (logits[len(context) - 1 : -1] / 0.7).log_softmax(-1)
+        for step, at in enumerate(told["own"]):
+            assert teacher["logp"][step] == pytest.approx(float(taught[at, ids[at]]), rel=1e-3, abs=1e-4)
+            assert [p for _, p in teacher["likeliest"][step]] == pytest.approx(
+                taught[at].exp().topk(5).values.tolist(), rel=6e-3
+            )
 
 
 def test_an_episode_that_no_signal_took_is_shown_without_terms() -> None:

@@ -61,7 +61,7 @@ function layout(chart) {
   const shown = chart.series.filter((series) => !series.faint).length;
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: "system-ui, sans-serif", color: colour("ink"), size: 12 },
-    margin: { l: 48, r: 12, t: 10, b: 40 }, hovermode: chart.equal ? "closest" : "x unified", showlegend: shown > 1, shapes: levels, dragmode: false,
+    margin: { l: 48, r: 12, t: 10, b: 40 }, hovermode: chart.equal ? "closest" : "x unified", hoverdistance: -1, showlegend: shown > 1, shapes: levels, dragmode: false,
     hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink") } },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 } },
     barmode: chart.stacked ? "stack" : "group", bargap: 0.25,
