@@ -28,6 +28,10 @@ def start(out: Path, resume: bool) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, *(["--resume"] if resume else [])], env=environment, stdout=subprocess.DEVNULL)
 
 
+def without_seconds(text: str) -> str:
+    return re.sub(r'"seconds\w*": [\d.e+-]+', '"seconds": 0', text)
+
+
 def outcome(out: Path) -> dict[str, object]:
     """Everything a run leaves, except for seconds."""
     found: dict[str, object] = {}
@@ -37,10 +41,10 @@ def outcome(out: Path) -> dict[str, object]:
         if path.suffix == ".safetensors":
             found[f"checkpoint {path.name}"] = path.read_bytes()
         else:
-            parts = json.loads(path.read_text())["parts"]
+            parts = json.loads(without_seconds(path.read_text()))["parts"]
             found["facts"] = {name: facts for name, facts in parts.items() if name != "metrics"}
-    for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "views.txt", "result.json"):
-        found[name] = re.sub(r'"seconds\w*": [\d.e+-]+', "", (out / name).read_text())
+    for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "credit.jsonl", "views.txt", "result.json"):
+        found[name] = without_seconds((out / name).read_text())
     return found
 
 
