@@ -28,7 +28,7 @@ def reproduce(
     slug: str, *, seeds: Sequence[int], quick: bool = False, model: str | None = None, out: Path | None = None
 ) -> dict[str, Any]:
     """Run the experiment of a method and write its evidence; returns the verdict that was written."""
-    from redistill.reporting.curves import plot_evidence
+    from redistill.reporting.curves import plot_evidence, plot_plane
 
     began = time.monotonic()
     experiment = experiment_of(slug, model)
@@ -59,6 +59,8 @@ def reproduce(
     }  # fmt: skip
     _write(target, experiment, verdict, results)
     plot_evidence(target / "plot.png", experiment, verdict, results)
+    if len(experiment.traces) == 2:
+        plot_plane(target / "plane.png", experiment, results)
     print(f"{slug} on {model}: {verdict['verdict']} ({_words(verdict['difference'])}); evidence in {target}")
     return verdict
 

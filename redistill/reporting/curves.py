@@ -46,3 +46,28 @@ def plot_evidence(
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def plot_plane(path: Path, experiment: Experiment, results: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Write a PNG: an experiment's two traces against each other, an arm a path from its first evaluation to its last (dot)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    across, up = experiment.traces
+    figure, axes = plt.subplots(figsize=(6.4, 4.8))
+    for number, (arm, rows) in enumerate(results.items()):
+        for seed, result in enumerate(rows):
+            evaluations = sorted(result["evaluations"].values(), key=lambda e: e["step"])
+            xs, ys = [e[across] for e in evaluations], [e[up] for e in evaluations]
+            axes.plot(xs, ys, color=f"C{number}", alpha=0.7, linewidth=1.2, label=arm if seed == 0 else None)
+            axes.plot(xs[-1:], ys[-1:], "o", color=f"C{number}", markersize=4)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.set_title(experiment.slug, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

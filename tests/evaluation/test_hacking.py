@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from redistill.evaluation.hacking import History, departure, rise
+from redistill.experiments import experiment_of
 
 
 def test_rise_is_above_the_lowest() -> None:
@@ -37,3 +39,15 @@ def test_history_says_who_rose_and_is_restored() -> None:
     piece = history.state()
     other.restore(replace(piece, facts=json.loads(json.dumps(dict(piece.facts)))))
     assert other == history
+
+
+def test_the_two_distances_are_plotted_against_each_other(tmp_path: Path) -> None:
+    from redistill.reporting.curves import plot_plane
+
+    evaluations = {
+        str(i): {"step": i, "proxy": 1.0 - 0.1 * i, "golden": 1.0 - 0.2 * i + 0.05 * i * i} for i in range(5)
+    }
+    plot_plane(
+        tmp_path / "plane.png", experiment_of("teacher-hacking"), {"offline": [{"evaluations": evaluations}] * 2}
+    )
+    assert (tmp_path / "plane.png").stat().st_size > 1000
