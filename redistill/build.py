@@ -23,7 +23,7 @@ from redistill.core.task import Task
 from redistill.errors import UserError, nearest
 from redistill.reporting import trackers
 
-MAY_CHANGE = ("steps", "tracker", "trace_prompts", "trace_every")
+MAY_CHANGE = ("steps", "tracker", "trace_prompts", "trace_every", "keep_last", "keep_best", "samples_mb")
 """Settings that a resumed run may be given anew."""
 
 
@@ -105,7 +105,8 @@ def _assembled(
     """The domain's task and model, after everything that it can check without weights."""
     module = import_module(f"redistill.{method.domain}.assemble")
     ready: Ready | None = module.preflight(config, teachers) if hasattr(module, "preflight") else None
-    size = (ready.checkpoint, config.keep_last, ready.model) if ready else (0, config.keep_last, 0)
+    kept = config.keep_last + config.keep_best
+    size = (ready.checkpoint, kept, ready.model) if ready else (0, kept, 0)
     short = folder.check_room(*size)
     for sentence in [*(ready.warnings if ready else ()), *([short] if short else [])]:
         report("warning", {"text": sentence})
@@ -118,18 +119,20 @@ def _check_folder(folder: RunFolder, record: Mapping[str, Any], resume: bool) ->
     earlier = folder.read("config.json")
     if earlier is None:
         return
+    if not (isinstance(earlier, dict) and all(isinstance(earlier.get(key), dict) for key in ("options", "run"))):
+        raise UserError(f"{folder.path / 'config.json'} is not a run's: choose another --out")
     if not resume:
         raise UserError(
             f"run folder {folder.path} already holds a run: add --resume to continue it, or choose another --out"
         )
-    if earlier["method"] != record["method"]:
-        raise UserError(f"run folder {folder.path} holds a run of {earlier['method']}, not of {record['method']}")
+    if earlier.get("method") != record["method"]:
+        raise UserError(f"run folder {folder.path} holds a run of {earlier.get('method')}, not of {record['method']}")
     for part in ("options", "run"):
         for key, value in record[part].items():
             if earlier[part].get(key) != value and key not in MAY_CHANGE:
                 raise UserError(
                     f"{key}={value} differs from the run in {folder.path}, which has {key}={earlier[part].get(key)}: "
-                    "resume needs the same settings (only steps may grow, and the tracker change)"
+                    "resume needs the same settings (only steps may grow, and the tracker and what is kept change)"
                 )
 
 
@@ -145,6 +148,8 @@ def _same_as_before(folder: RunFolder, facts: dict[str, Any], report: Report) ->
     earlier = folder.read("versions.json")
     if earlier is None:
         return facts
+    if not isinstance(earlier, dict):
+        raise UserError(f"{folder.path / 'versions.json'} is not a run's: choose another --out")
     for what, then, now in (
         ("the model's weights", _weights(earlier), _weights(facts)),
         ("the task file", earlier.get("task_sha256"), facts.get("task_sha256")),

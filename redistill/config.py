@@ -43,7 +43,11 @@ class RunConfig:
     )
     eval_parts: int = option(0, "equal parts of the budget with an evaluation at the end of each; 0 is off", low=0)
     save_every: int = option(25, "updates between checkpoints", low=1)
-    keep_last: int = option(2, "checkpoints kept", low=1)
+    keep_last: int = option(2, "newest checkpoints kept; with 1 there is none to go back to when it is damaged", low=1)
+    keep_best: int = option(
+        0, "checkpoints kept beside those: of the best evaluations by their main number; 0 keeps none", low=0
+    )
+    samples_mb: float = option(100.0, "most that samples.jsonl grows to, in MB; later samples are left out", low=0)
     save_model: bool = option(True, "save the trained model as ordinary transformers files at the end")
     trace_prompts: int = option(
         2,

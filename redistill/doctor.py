@@ -36,7 +36,9 @@ def examine(target: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     elif hasattr(assemble, "preflight"):
         ready = assemble.preflight(config, teachers)
         report |= {"warnings": list(ready.warnings), "checkpoint_bytes": ready.checkpoint, "model_bytes": ready.model}
-    disk = _check_disk(report.get("checkpoint_bytes", 0), config.keep_last, report.get("model_bytes", 0))
+    disk = _check_disk(
+        report.get("checkpoint_bytes", 0), config.keep_last + config.keep_best, report.get("model_bytes", 0)
+    )
     return {"ok": True, **report, "disk": disk}
 
 
@@ -80,14 +82,14 @@ def check_packages() -> dict[str, str]:
     return versions()
 
 
-def _check_disk(checkpoint: int, keep_last: int, model: int) -> dict[str, int]:
+def _check_disk(checkpoint: int, kept: int, model: int) -> dict[str, int]:
     """Room for the checkpoints where runs are written; UserError where not even one fits."""
     free = shutil.disk_usage(Path.cwd()).free
     if free < checkpoint:
         raise UserError(
             f"the disk has {free / 1e9:.2f} GB free and one checkpoint needs about {checkpoint / 1e9:.2f} GB"
         )
-    return {"free": free, "needed": (keep_last + 1) * checkpoint + model}
+    return {"free": free, "needed": (kept + 1) * checkpoint + model}
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:

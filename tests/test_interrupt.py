@@ -204,7 +204,9 @@ def test_a_checkpoint_under_way_is_finished_and_not_written_twice(
         strike(patch, redistill.core.state, "digest", 0, (signal.SIGTERM,))
         saves: list[int] = []
         real = redistill.core.state.State.save
-        patch.setattr(redistill.core.state.State, "save", lambda self, *a: (saves.append(a[1]), real(self, *a))[1])
+        patch.setattr(
+            redistill.core.state.State, "save", lambda self, *a, **k: (saves.append(a[1]), real(self, *a, **k))[1]
+        )
         stopped(capsys, out, 143)
     assert saves == [2]
     assert saved_names(out) == ["step-00000002"]
@@ -297,3 +299,71 @@ def test_the_python_call_leaves_signals_alone(tmp_path: Path, monkeypatch: pytes
     )
     redistill.run("rft", out=tmp_path / "run", steps=1, eval_prompts=2, prompts_per_step=1, group_size=1)
     assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+# --- sampling, and a second Ctrl-C in the midst of each kind of work ------------------------------------------------------
+@pytest.mark.parametrize(("number", "status"), BOTH)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_sampling_is_broken_off_and_made_again(
+    when: str, number: int, status: int, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The fourth rollout is that of step 4: three steps are done, and those are saved."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        strike(patch, redistill.text.domain.TextDomain, "rollout", 3, (number,), when)
+        sentence = stopped(capsys, out, status)
+    assert f"after step 3; {out}/checkpoints/step-00000003 is saved" in sentence
+    assert last_step(out) == 3
+    assert main(arguments(RUNS["grpo"], out, True)) == 0
+    assert_same(out, expected("grpo"))
+
+
+def test_the_first_sampling_of_a_stage_belongs_to_a_step_that_is_finished(
+    expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stage has begun by then (optimiser, copies): to begin it again would be another beginning."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        strike(patch, redistill.text.domain.TextDomain, "rollout", 0, (signal.SIGTERM,))
+        assert "after step 4;" in stopped(capsys, out, 143, RUNS["two-stages"])
+    assert main(arguments(RUNS["two-stages"], out, True)) == 0
+    assert_same(out, expected("two-stages"))
+
+
+@pytest.mark.parametrize("name", ["save_file", "digest", "_sync"])
+def test_a_second_ctrl_c_stops_a_save_at_once(
+    name: str, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first breaks off the sampling of step 4, the second comes while step 3 is saved for it."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        strike(patch, redistill.text.domain.TextDomain, "rollout", 3, (signal.SIGINT,))
+        strike(patch, redistill.core.state, name, {"save_file": 4, "digest": 9, "_sync": 14}[name], (signal.SIGINT,))
+        sentence = stopped(capsys, out, 130)
+    assert f"stopped at once; {out}/checkpoints/step-00000002 is intact" in sentence
+    assert saved_names(out) == ["step-00000002"]
+    assert main(arguments(RUNS["grpo"], out, True)) == 0
+    assert_same(out, expected("grpo"))
+
+
+def test_weights_that_were_swapped_away_when_the_signal_came_are_back_before_they_are_saved(
+    expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal may come at any instruction, also where weights are being put back."""
+    real, calls = redistill.text.domain.TextDomain.rollout, [0]
+
+    def rollout(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:
+            for tensor in self.players["student"].tensors.values():
+                tensor.data = tensor.data + 1.0
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args, **kwargs)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(redistill.text.domain.TextDomain, "rollout", rollout)
+        assert "after step 3;" in stopped(capsys, out, 143)
+    assert main(arguments(RUNS["grpo"], out, True)) == 0
+    assert_same(out, expected("grpo"))

@@ -100,7 +100,7 @@ def outcome(out: Path) -> dict[str, Any]:
     # A kill after a save may leave one more than keep_last, until the next save.
     found["names"] = [folder.name for folder in checkpoints(out / "checkpoints")[-2:]]
     for path in sorted(checkpoints(out / "checkpoints")[-1].iterdir()):
-        if path.suffix == ".safetensors":
+        if path.name != "manifest.json":
             found[path.name] = path.read_bytes()
         else:
             parts = json.loads(without_seconds(path.read_text()))["parts"]

@@ -1,19 +1,19 @@
-"""Where a run is: what a checkpoint says of the run itself."""
+"""Where a run is: what of it is counted, and which checkpoints were the best."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from redistill.core.state import Piece
 
-__all__ = ["Cursor"]
-
 
 @dataclass
 class Cursor:
     """Where the run is: the step, the stage and the step at which it began, the prompts used, what was spent, the evaluations
-    so far, and whether the run ended before its steps (its method or its budget said so: more are not wanted)."""
+    so far, whether the run ended before its steps (its method or its budget said so: more are not wanted), how many steps in
+    a row had no gradient, and what was warned of once."""
 
     step: int = 0
     stage: int = 0
@@ -22,12 +22,26 @@ class Cursor:
     evaluations: dict[str, Any] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     done: bool = False
+    idle: int = 0
+    told: list[str] = field(default_factory=list)
+
+    def best(self, count: int) -> list[int]:
+        """Steps of the `count` best evaluations by their main number (higher is better; of equals the earlier)."""
+        value: dict[int, float] = {}
+        for found in self.evaluations.values():
+            number = float(found[found["metric"]])
+            if not math.isnan(number):
+                value[found["step"]] = number
+        return sorted(value, key=lambda step: (-value[step], step))[:count]
 
     def state(self) -> Piece:
         """All of it."""
         return Piece(facts=asdict(self))
 
     def restore(self, piece: Piece) -> None:
-        """Load it."""
+        """Load it. ValueError for counters that no run has."""
+        counts = [piece.facts[name] for name in ("step", "stage", "stage_began", "prompts", "idle")]
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise ValueError(f"{counts} are not whole numbers from 0 on")
         for name, value in piece.facts.items():
             setattr(self, name, value)

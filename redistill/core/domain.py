@@ -75,6 +75,10 @@ class Domain(Protocol):
         """Parts of the domain that evolve, beside players and teachers."""
         ...
 
+    def write_beside(self, folder: Path) -> None:
+        """Write into a checkpoint's folder what its weights are read with: it is a folder of the ordinary format too."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Save the trained model in the domain's ordinary format."""
         ...

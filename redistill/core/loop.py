@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,29 +51,22 @@ class Run:
     cursor: Cursor = field(default_factory=Cursor)
     metrics: dict[str, float] = field(default_factory=dict)
     saved: tuple[int, int] | None = None
-    told: set[str] = field(default_factory=set)
-    idle: int = 0
     dry: Dry = field(default_factory=Dry)
 
     def __post_init__(self) -> None:
-        self.log_file, self.samples = Log(self.folder.path / "metrics.jsonl"), Log(self.folder.path / "samples.jsonl")
+        self.log_file = Log(self.folder.path / "metrics.jsonl")
+        self.samples = Log(self.folder.path / "samples.jsonl", limit=int(self.config.samples_mb * 1e6))
         self.alarms, self.watch = Log(self.folder.path / "alarms.jsonl"), Watch()
         self.credit = Log(self.folder.path / "credit.jsonl")
         self.recorder = Recorder(self)
         self.state = State()
-        parts: dict[str, Stateful] = {
-            "cursor": self.cursor,
-            "metrics": self.log_file,
-            "samples": self.samples,
-            "alarms": self.alarms,
-            "watch": self.watch,
-            "credit": self.credit,
-            **self.domain.stateful(),
-        }
+        parts: dict[str, Stateful] = {"cursor": self.cursor, "watch": self.watch, **self.domain.stateful()}
         parts |= {f"player-{name}": player for name, player in self.domain.players.items()}
         parts["teachers"] = self.domain.bank
         for stage in self.stages:
             parts |= {f"{stage.name}-{name}": part for name, part in stage.method.state().items()}
+        # Logs last: what is cut off them when they are restored does not come back.
+        parts |= {"metrics": self.log_file, "samples": self.samples, "alarms": self.alarms, "credit": self.credit}
         for name, part in parts.items():
             self.state.register(name, part)
 
@@ -128,7 +122,8 @@ class Run:
             for label in self._due():
                 self._evaluate(label)
             finished = self.cursor.stage == len(self.stages)
-            if finished or (self.cursor.step and self.cursor.step % self.config.save_every == 0):
+            best = self.config.keep_best > 0 and self.cursor.step in self.cursor.best(self.config.keep_best)
+            if finished or best or (self.cursor.step and self.cursor.step % self.config.save_every == 0):
                 self._save(finished)
             if finished:
                 self.recorder.finished(self.stages[-1])
@@ -187,10 +182,14 @@ class Run:
         """One step of a stage; whether its method says that it is done."""
         self.metrics = {}
         clock = Clock()
+        recorded = self.credit.size
         self.recorder.before(stage)
         clock.lap("record")
         self.domain.begin_step(self.cursor.step)
-        groups = stage.method.collect(self)
+        # A step is finished where a method keeps things (how they were is not remembered), or where a stage has just begun.
+        begins = self.cursor.step == self.cursor.stage_began
+        with nullcontext() if begins or stage.method.state() else self._breakable(recorded):
+            groups = stage.method.collect(self)
         clock.lap("collect")
         made = stage.method.signal(groups, self)
         signals: Sequence[Signal] = [made] if isinstance(made, Signal) else list(made)
@@ -231,10 +230,8 @@ class Run:
     def _record(self, stage: Stage, groups: Sequence[Group], clock: Clock, trains: bool) -> None:
         self.metrics |= describe_groups(groups)
         if self.metrics.get("given_up"):
-            self._warn_once(
-                "given_up",
-                f"{self.metrics['given_up']:.0f} answers could not be judged within a limit and got the lowest reward",
-            )
+            count = f"{self.metrics['given_up']:.0f} answers"
+            self._warn_once("given_up", f"{count} could not be judged within a limit and got the lowest reward")
         self._count_omitted()
         made = getattr(self.domain, "generated", {})
         self.metrics |= spend(self.cursor.spent, made, clock.seconds)
@@ -244,11 +241,14 @@ class Run:
         for group in list(groups)[:1]:
             for episode in list(group)[:2]:
                 verdict = episode.verdict
-                self.samples.add({
+                added = self.samples.add({
                     "step": self.cursor.step, "prompt": group.prompt.content, "view": episode.sampled_under,
                     "text": episode.text, "finish": episode.finish, "reward": verdict.reward if verdict else None,
                     "feedback": verdict.feedback if verdict else None,
                 })  # fmt: skip
+                if not added:
+                    limit = f"samples_mb={self.config.samples_mb:g}"
+                    self._warn_once("samples.jsonl", f"samples.jsonl has reached {limit} and grows no more")
         self.report("step", {**record, **clock.seconds, "of": self._total()})
         self._tell(self.watch.step(self.cursor.step, record))
         self._watch_signal(trains)
@@ -270,8 +270,8 @@ class Run:
         """Warn when the gradient has been exactly zero for a while: a run that learns nothing looks like one that has
         learnt everything. A step that asks for no update (a stage that only gathers) is neither."""
         idle = trains and not self.metrics.get("skipped") and self.metrics.get("grad_norm", 0.0) == 0.0
-        self.idle = self.idle + 1 if idle else 0
-        if self.idle == IDLE_STEPS:
+        self.cursor.idle = self.cursor.idle + 1 if idle else 0
+        if self.cursor.idle == IDLE_STEPS:
             dead = self.metrics.get("dead_groups")
             share = "" if dead is None else f" ({dead:.0%} of the groups have one reward for all answers)"
             text = (
@@ -293,12 +293,12 @@ class Run:
 
     def _warn_once(self, what: str, text: str) -> None:
         """Warn of a kind of thing that is counted at every step, the first time it happens."""
-        if what not in self.told:
-            self.told.add(what)
+        if what not in self.cursor.told:
+            self.cursor.told.append(what)
             self.report("warning", {"text": f"step {self.cursor.step}: {text}; every step's count is in metrics.jsonl"})
 
     def _evaluate(self, label: str) -> None:
-        with self.stop.at_once():
+        with self._breakable():
             result = {**self.domain.evaluate(label), **self.method.measures(self)}
         self.cursor.evaluations[label] = {"step": self.cursor.step, **result}
         # The log stays small: what each prompt came to is in result.json.
@@ -308,6 +308,26 @@ class Run:
         taught = any(stage.method.teachers() and stage.method.utility_view() for stage in self.stages)
         self._tell(self.watch.evaluated(self.cursor.step, result, taught))
 
+    @contextmanager
+    def _breakable(self, recorded: int | None = None) -> Iterator[None]:
+        """A block that a signal may break off at once, wherever it is: what it has counted and recorded (since `recorded`), and
+        whose weights it has swapped in, is put back, as if it had not begun."""
+        prompts, counted = self.cursor.prompts, [(part, part.state()) for part in self.domain.stateful().values()]
+        tensors = [tensor for player in self.domain.players.values() for tensor in player.tensors.values()]
+        own = [tensor.data for tensor in tensors]
+        try:
+            with self.stop.at_once():
+                yield
+        except Interrupted:
+            for tensor, data in zip(tensors, own):
+                tensor.data = data
+            for part, before in counted:
+                part.restore(before)
+            self.cursor.prompts = prompts
+            if recorded is not None:
+                self.credit.restore(Piece(facts={"bytes": recorded}))
+            raise
+
     def _save(self, finished: bool = False) -> None:
         """Save a checkpoint, unless there is one of this very moment. After updates that were not finite, only the end of
         the run is saved: the weights may be spoilt already, and good checkpoints must not make room for them."""
@@ -315,12 +335,15 @@ class Run:
         bad = any(player.bad_in_a_row for player in self.domain.players.values())
         if moment == self.saved or (bad and not finished):
             return
-        path = self.state.save(self.folder.checkpoints, self.cursor.step, self.config.keep_last)
+        path = self.state.save(
+            self.folder.checkpoints, self.cursor.step, self.config.keep_last,
+            keep=self.cursor.best(self.config.keep_best), beside=self.domain.write_beside,
+        )  # fmt: skip
         self.saved = moment
         self.report("saved", {"path": str(path)})
 
     def _resume(self) -> None:
-        folder, refused = newest_good(self.folder.checkpoints)
+        folder, refused = self.state.load_newest(self.folder.checkpoints)
         if refused and folder is None:  # to start again would cut off the logs of what was done
             raise UserError(
                 f"{refused[0]}, and no other checkpoint is good: to start from the beginning, remove {self.folder.checkpoints}"
@@ -335,7 +358,8 @@ class Run:
                 {"text": f"no checkpoint in {self.folder.checkpoints}: the run starts from the beginning"},
             )
             return
-        self.state.load(folder)
+        if self.cursor.stage > len(self.stages):
+            raise UserError(f"checkpoint {folder} is in stage {self.cursor.stage}, the run has {len(self.stages)}")
         self._reopen()
         self.saved = (self.cursor.step, len(self.cursor.evaluations))
         self.report("resumed", {"path": str(folder), "step": self.cursor.step})
@@ -361,6 +385,8 @@ class Run:
             "evaluations": self.cursor.evaluations, "skipped_updates": skipped, "seconds": round(seconds, 1),
             "spent": {"updates": self.cursor.step, **self.cursor.spent},
         }  # fmt: skip
+        if self.config.keep_best:
+            result["best_steps"] = self.cursor.best(self.config.keep_best)
         self.folder.write("result.json", result)
         self.report("finished", {**result, "folder": str(self.folder.path)})
         return result

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from redistill.core.state import Piece
+from redistill.core.state import Piece, fill
 
 
 @dataclass
@@ -31,6 +31,10 @@ class Player:
     algorithm: str = "adamw"
     momentum: float = 0.9
     schedule: Callable[[int], float] | None = None
+    published: str = ""
+    """The file of a checkpoint that other libraries read the weights from; without one they are with the rest."""
+    public_name: Callable[[str], str] = str
+    """What a weight is called there."""
     updates: int = 0
     bad_in_a_row: int = 0
     skipped: int = 0
@@ -92,30 +96,42 @@ class Player:
 
     def state(self) -> Piece:
         """Weights, optimiser moments and counters."""
-        tensors: dict[str, Tensor] = {f"weight/{name}": p.detach() for name, p in self.parameters.items()}
-        buffers = {name: b for name, b in self.module.named_buffers() if b is not None}
-        tensors |= {f"buffer/{name}": b.detach() for name, b in buffers.items()}
+        own = {name: tensor.detach() for name, tensor in self.tensors.items()}
+        weights = {} if self.published else {f"weight/{name}": tensor for name, tensor in own.items()}
+        tensors: dict[str, Tensor] = weights | {f"buffer/{name}": b for name, b in self._other_buffers().items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 if value is not None:
                     tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(value).detach()
         facts = {"updates": self.updates, "bad_in_a_row": self.bad_in_a_row, "skipped": self.skipped}
-        return Piece(tensors, {**facts, "learning_rate": self.learning_rate})
+        public = {self.published: {self.public_name(name): tensor for name, tensor in own.items()}}
+        return Piece(tensors, {**facts, "learning_rate": self.learning_rate}, public if self.published else {})
 
     def restore(self, piece: Piece) -> None:
-        """Load what `state` returned, in place."""
+        """Load what `state` returned, in place. ValueError for weights that are not this player's."""
         facts = piece.facts
+        kinds: dict[str, dict[str, Tensor]] = {"weight": {}, "buffer": {}, "optimiser": {}}
+        for key, value in piece.tensors.items():
+            kind, _, rest = key.partition("/")
+            kinds[kind][rest] = value
+        if self.published:
+            fill({self.public_name(name): tensor for name, tensor in self.tensors.items()}, piece.apart[self.published])
+        else:
+            fill(self.tensors, kinds["weight"])
+        fill(self._other_buffers(), kinds["buffer"])
         self.learning_rate = facts["learning_rate"]
         self.fresh_optimiser()
         self.updates, self.bad_in_a_row, self.skipped = facts["updates"], facts["bad_in_a_row"], facts["skipped"]
-        buffers = dict(self.module.named_buffers())
-        with torch.no_grad():
-            for key, value in piece.tensors.items():
-                kind, _, rest = key.partition("/")
-                if kind == "weight":
-                    self.parameters[rest].copy_(value)
-                elif kind == "buffer":
-                    buffers[rest].copy_(value)
-                else:
-                    slot, _, name = rest.partition("/")
-                    self.optimiser.state[self.parameters[name]][slot] = value.clone()
+        for key, value in kinds["optimiser"].items():
+            slot, _, name = key.partition("/")
+            parameter = self.parameters[name]
+            if value.ndim and value.shape != parameter.shape:
+                raise ValueError(
+                    f"the optimiser's {slot} of {name} is {tuple(value.shape)}, not {tuple(parameter.shape)}"
+                )
+            self.optimiser.state[parameter][slot] = value.clone()
+
+    def _other_buffers(self) -> dict[str, Tensor]:
+        """The module's buffers that do not belong to its weights (positions' frequencies and the like)."""
+        own = self.tensors
+        return {name: b.detach() for name, b in self.module.named_buffers() if b is not None and name not in own}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -14,7 +15,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from redistill.core.state import Piece
 from redistill.errors import UserError
@@ -32,15 +33,11 @@ class RunFolder:
         self._made = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("w")
+            self._lock = _locked(path)
         except OSError as error:
             raise UserError(
                 f"run folder {path} cannot be written ({error.strerror or error}); choose another --out"
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"run folder {path} is being written by another process; choose another --out") from None
 
     @property
     def checkpoints(self) -> Path:
@@ -62,14 +59,14 @@ class RunFolder:
         path = self.path / name
         try:
             return json.loads(path.read_text()) if path.is_file() else None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({error})") from None
 
-    def check_room(self, checkpoint: int, keep_last: int, model: int) -> str | None:
-        """Compare the free disk with what a run needs, in bytes: `checkpoint` for one of them, `model` for the result.
+    def check_room(self, checkpoint: int, kept: int, model: int) -> str | None:
+        """Compare the free disk with what a run needs, in bytes: `checkpoint` for one of `kept`, `model` for the result.
         A UserError when not even one checkpoint fits, a sentence to warn with when not all of them do, else None."""
         free = shutil.disk_usage(self.path).free
-        needed = (keep_last + 1) * checkpoint + model  # a new one is written before the oldest goes
+        needed = (kept + 1) * checkpoint + model  # a new one is written before the oldest goes
         if free < max(checkpoint, _SMALLEST):
             raise UserError(
                 f"the disk of run folder {self.path} has {_size(free)} free, and one checkpoint needs about "
@@ -78,7 +75,7 @@ class RunFolder:
         if free < needed:
             return (
                 f"the disk of run folder {self.path} has {_size(free)} free, and the run needs about {_size(needed)} "
-                f"(keep_last={keep_last} checkpoints of {_size(checkpoint)}, one under way, the model)"
+                f"({kept} checkpoints of {_size(checkpoint)}, one under way, the model)"
             )
         return None
 
@@ -102,17 +99,50 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
+def _locked(path: Path) -> IO[bytes]:
+    """Take a folder's lock, which the kernel lets go of when its process ends, however it does; what a dead process wrote in it
+    means nothing. UserError while another process has it."""
+    while True:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("a+b", buffering=0)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read(100).decode(errors="replace").strip()
+            lock.close()
+            who = f"another process ({holder})" if holder else "another process"
+            raise UserError(f"run folder {path} is being written by {who}; choose another --out") from None
+        if _same_file(path / ".lock", lock):
+            with contextlib.suppress(OSError):  # who it is helps to read, and needs room on the disk
+                lock.truncate(0)
+                lock.write(f"pid {os.getpid()} on {platform.node()}\n".encode())
+            return lock
+        lock.close()  # its folder was removed between opening and locking: a lock that nobody else would see
+
+
+def _same_file(path: Path, opened: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(opened.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 class Log:
     """An append-only JSONL file whose length is part of the state: on resume, lines after the checkpoint are cut off."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, limit: int | None = None) -> None:
+        self.path, self.limit = path, limit
+        """`limit`: bytes after which no more is added (None: no limit)."""
         # Unbuffered: what could not be written must not be tried again when the file is closed.
         self.file = path.open("ab", buffering=0)
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Append one record. A record that fits only in part is an error; the part is cut off by the next resume."""
+    def add(self, record: Mapping[str, Any]) -> bool:
+        """Append one record; False where the limit leaves no room for it. A record that the disk takes only in part is an error;
+        the part is cut off by the next resume."""
         line = json.dumps(finite(record), ensure_ascii=False).encode() + b"\n"
+        if self.limit is not None and self.file.tell() + len(line) > self.limit:
+            return False
         try:
             if self.file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -120,6 +150,7 @@ class Log:
             raise UserError(
                 f"{self.path} could not be written ({error.strerror or error}); the run stops here"
             ) from None
+        return True
 
     @property
     def size(self) -> int:
@@ -134,6 +165,8 @@ class Log:
     def restore(self, piece: Piece) -> None:
         """Cut the file back to what it was."""
         size = self.size
+        if piece.facts["bytes"] < 0:
+            raise ValueError(f"{piece.facts['bytes']} bytes are no length")
         if size < piece.facts["bytes"]:
             raise UserError(f"{self.path} is shorter than its checkpoint says ({size} < {piece.facts['bytes']} bytes)")
         self.file.truncate(piece.facts["bytes"])

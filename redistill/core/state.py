@@ -2,7 +2,9 @@
 
 A checkpoint is a folder `step-00000010` with one `<part>.safetensors` for each part that has tensors and a
 `manifest.json` with the parts' facts and the SHA-256 of every file. The folder gets its name by rename, after everything in
-it has reached the disk, so a folder with that name is whole; hashes catch what happens to it afterwards.
+it has reached the disk, so a folder with that name is whole; hashes catch what happens to it afterwards. A student's weights
+are in a file of their own, under the names that other libraries know, beside what these want to read with it (config.json,
+tokenizer): the folder is a model's folder too, and no weight is in it twice.
 """
 
 from __future__ import annotations
@@ -12,18 +14,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from redistill.errors import UserError
+from redistill.core.files import read_object, read_tensors
+from redistill.errors import OutsideFault, UserError
 
-FORMAT = 2
+FORMAT = 3
 _NAME = re.compile(r"^step-(\d{8})$")
 
 
@@ -33,6 +37,8 @@ class Piece:
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    apart: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Tensors in files of their own, by the file's name: those that other libraries read under that name."""
 
 
 class Stateful(Protocol):
@@ -59,8 +65,17 @@ class State:
             raise ValueError(f"two parts of the state are called {name!r}")
         self.parts[name] = part
 
-    def save(self, root: Path, step: int, keep_last: int) -> Path:
-        """Write checkpoint `step` under `root` atomically and drop all but the newest `keep_last`."""
+    def save(
+        self,
+        root: Path,
+        step: int,
+        keep_last: int,
+        *,
+        keep: Collection[int] = (),
+        beside: Callable[[Path], None] | None = None,
+    ) -> Path:
+        """Write checkpoint `step` under `root` atomically and drop all but the newest `keep_last` and those of the steps
+        `keep`. `beside` writes into the folder what makes it readable by others."""
         final = root / f"step-{step:08d}"
         draft = root / f".draft-{step:08d}-{os.getpid()}"
         try:
@@ -68,19 +83,7 @@ class State:
             for left in root.glob(".draft-*"):  # of a process that was killed: only one may write here
                 shutil.rmtree(left)
             draft.mkdir()
-            manifest: dict[str, Any] = {"format": FORMAT, "step": step, "parts": {}, "files": {}}
-            for name, part in self.parts.items():
-                piece = part.state()
-                manifest["parts"][name] = dict(piece.facts)
-                if piece.tensors:
-                    path = draft / f"{name}.safetensors"
-                    save_file({key: value.contiguous().clone() for key, value in piece.tensors.items()}, path)
-                    manifest["files"][path.name] = digest(path)
-            manifest["sha256"] = _seal(manifest)
-            (draft / "manifest.json").write_text(json.dumps(manifest, indent=1))
-            for path in draft.iterdir():
-                _sync(path)
-            _sync(draft)
+            self._write(draft, step, beside)
             if final.exists():
                 shutil.rmtree(final)
             os.rename(draft, final)
@@ -92,11 +95,37 @@ class State:
             before = f"the one before it is intact: {kept[-1]}" if kept else "there is none before it"
             raise UserError(f"checkpoint {final} could not be written ({why}); {before}") from None
         for old in checkpoints(root)[:-keep_last]:
-            shutil.rmtree(old)
+            if int(old.name.removeprefix("step-")) not in keep:
+                shutil.rmtree(old)
         return final
 
+    def _write(self, draft: Path, step: int, beside: Callable[[Path], None] | None) -> None:
+        """All files of a checkpoint, on the disk when this returns."""
+        manifest: dict[str, Any] = {"format": FORMAT, "step": step, "parts": {}, "apart": {}, "files": {}}
+        if beside is not None:
+            beside(draft)
+        for name, part in self.parts.items():
+            piece = part.state()
+            manifest["parts"][name] = dict(piece.facts)
+            if piece.apart:
+                manifest["apart"][name] = sorted(piece.apart)
+            for file, tensors in {
+                **piece.apart,
+                **({f"{name}.safetensors": piece.tensors} if piece.tensors else {}),
+            }.items():
+                copies = {key: value.contiguous().clone() for key, value in tensors.items()}
+                save_file(copies, draft / file, {"format": "pt"})
+        for path in sorted(path for path in draft.rglob("*") if path.is_file()):
+            manifest["files"][path.relative_to(draft).as_posix()] = digest(path)
+        manifest["sha256"] = _seal(manifest)
+        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for path in draft.rglob("*"):
+            _sync(path)
+        _sync(draft)
+
     def load(self, folder: Path) -> int:
-        """Restore every part from a checkpoint that `verify` accepted; returns its step."""
+        """Restore every part from a checkpoint; returns its step. Raises UserError, naming folder and part, for one that is
+        damaged or does not fit; what could be told beforehand is told before anything is changed."""
         manifest = verify(folder)
         missing, foreign = set(self.parts) - set(manifest["parts"]), set(manifest["parts"]) - set(self.parts)
         if missing or foreign:
@@ -104,11 +133,89 @@ class State:
                 f"checkpoint {folder} is of another run: it lacks {sorted(missing) or 'nothing'} and has "
                 f"{sorted(foreign) or 'nothing'} more"
             )
+        pieces = {name: read_piece(folder, manifest, name) for name in self.parts}
         for name, part in self.parts.items():
-            path = folder / f"{name}.safetensors"
-            tensors = load_file(path) if path.name in manifest["files"] else {}
-            part.restore(Piece(tensors, manifest["parts"][name]))
+            unlike = _unlike(part.state().facts, pieces[name].facts)
+            if unlike:
+                raise UserError(f"checkpoint {folder} does not fit this run: {name} {unlike}")
+        for name, part in self.parts.items():
+            try:
+                part.restore(pieces[name])
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+                said = " ".join(str(error).split())[:200]
+                raise UserError(f"checkpoint {folder} does not fit this run: {name}: {said}") from None
         return int(manifest["step"])
+
+    def load_newest(self, root: Path) -> tuple[Path | None, list[str]]:
+        """Restore every part from the newest checkpoint under `root` that is whole and fits; that checkpoint (None when there
+        is none), and one sentence for each newer one that had to be refused."""
+        refused = []
+        for folder in reversed(checkpoints(root)):
+            try:
+                self.load(folder)
+            except OutsideFault:  # not the checkpoint's
+                raise
+            except UserError as error:
+                refused.append(str(error))
+                continue
+            return folder, refused
+        return None, refused
+
+
+def read_piece(folder: Path, manifest: Mapping[str, Any], name: str) -> Piece:
+    """The piece of one part, from a checkpoint whose manifest `verify` returned."""
+
+    def tensors(file: str) -> dict[str, Tensor]:
+        try:
+            return read_tensors(folder / file)
+        except ValueError as error:
+            raise UserError(
+                f"checkpoint {folder}: {file} is not a safetensors file that can be read ({error})"
+            ) from None
+
+    own = f"{name}.safetensors"
+    apart = {file: tensors(file) for file in manifest["apart"].get(name, [])}
+    return Piece(tensors(own) if own in manifest["files"] else {}, manifest["parts"][name], apart)
+
+
+def fill(tensors: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy `given` into `tensors`, in place. ValueError unless both have the same names, shapes and dtypes: a copy would
+    silently stretch and cast, and what is missing would silently stay as it was."""
+    if tensors.keys() != given.keys():
+        name = sorted(tensors.keys() ^ given.keys())[0]
+        raise ValueError(f"{name} is {'missing' if name in tensors else 'unknown'}")
+    for name, tensor in tensors.items():
+        other = given[name]
+        if other.shape != tensor.shape or other.dtype != tensor.dtype:
+            kinds = [f"{tuple(one.shape)} {one.dtype}" for one in (other, tensor)]
+            raise ValueError(f"{name} is {kinds[0]}, this run has {kinds[1]}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(given[name])
+
+
+def _unlike(own: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """In what the facts of a checkpoint are not of the kind that a part has; None when they are."""
+    if own.keys() != given.keys():
+        name = sorted(own.keys() ^ given.keys())[0]
+        return f"{'lacks' if name in own else 'has an unknown'} {name!r}"
+    for name, value in given.items():
+        kinds = [_kind(each) for each in (own[name], value)]
+        if None not in kinds and kinds[0] != kinds[1]:
+            return f"has {name}={str(value)[:40]!r}, which is no {kinds[0]}"
+    return None
+
+
+def _kind(value: Any) -> str | None:
+    """A JSON value's type in words; None for null, which may stand for any."""
+    kinds = (
+        (bool, "truth value"),
+        ((int, float), "number"),
+        (str, "text"),
+        ((list, tuple), "list"),
+        (Mapping, "table"),
+    )
+    return next((name for kind, name in kinds if isinstance(value, kind)), None)  # type: ignore[arg-type]
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -135,20 +242,35 @@ def verify(folder: Path) -> dict[str, Any]:
     """Read and check a checkpoint's manifest and hashes; raise a UserError that names the file that is wrong."""
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        manifest = read_object(path)
+    except ValueError as error:
         raise UserError(f"checkpoint {folder}: manifest.json cannot be read ({error})") from None
-    if not isinstance(manifest, dict) or not {"format", "step", "parts", "files"} <= set(manifest):
+    if not {"format", "step", "parts", "files"} <= set(manifest):
         raise UserError(f"checkpoint {folder}: manifest.json is not one of ours")
     if manifest["format"] != FORMAT:
         raise UserError(f"checkpoint {folder} has format {manifest['format']}, this version reads {FORMAT}")
+    if not _well_formed(manifest):
+        raise UserError(f"checkpoint {folder}: manifest.json is not one of ours")
     if manifest.get("sha256") != _seal(manifest):
         raise UserError(f"checkpoint {folder}: manifest.json was changed")
     for name, expected in manifest["files"].items():
-        file = folder / name
-        if not file.is_file() or digest(file) != expected:
+        try:
+            whole = (folder / name).is_file() and digest(folder / name) == expected
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
             raise UserError(f"checkpoint {folder}: {name} is missing, truncated or changed")
     return manifest
+
+
+def _well_formed(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest has the types that it must have, and names no file outside of its folder."""
+    step, parts, apart, files = (manifest.get(key) for key in ("step", "parts", "apart", "files"))
+    if type(step) is not int or not (isinstance(parts, dict) and isinstance(apart, dict) and isinstance(files, dict)):
+        return False
+    inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for name in files)
+    lists = all(isinstance(names, list) and all(name in list(files) for name in names) for names in apart.values())
+    return inside and lists and all(isinstance(facts, dict) for facts in parts.values())
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:

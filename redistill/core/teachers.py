@@ -16,7 +16,7 @@ from torch import Tensor
 
 from redistill.core.players import Player
 from redistill.core.specs import TeacherWeights
-from redistill.core.state import Piece
+from redistill.core.state import Piece, fill
 from redistill.errors import UserError
 
 
@@ -114,9 +114,7 @@ class TeacherBank:
 
     def restore(self, piece: Piece) -> None:
         """Load all copies, in place."""
-        for key, copy in self.copies.items():
-            for name, tensor in copy.items():
-                tensor.copy_(piece.tensors[f"{key}/{name}"])
+        fill({f"{key}/{name}": t for key, copy in self.copies.items() for name, t in copy.items()}, piece.tensors)
 
 
 def _spaced(tensor: Tensor, stride: int) -> Tensor:

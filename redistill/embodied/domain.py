@@ -22,6 +22,7 @@ from torch import Tensor
 from redistill.core.budget import tally
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group, flat
+from redistill.core.files import put_folder
 from redistill.core.noise import normal
 from redistill.core.players import Player
 from redistill.core.signal import Quantity, Signal, Teacher
@@ -30,7 +31,7 @@ from redistill.core.state import Piece, Stateful
 from redistill.core.task import Prompt, Verdict, checked_verdict
 from redistill.core.teachers import TeacherBank, swapped
 from redistill.embodied.evaluate import evaluate, teacher_result
-from redistill.embodied.models import ControlModel, load_model, save_model
+from redistill.embodied.models import ControlModel, load_model, save_model, write_config
 from redistill.embodied.quantities import Student, TeacherActions, Value, measure
 from redistill.embodied.rollout import Trace, play
 from redistill.embodied.settings import Settings
@@ -80,7 +81,7 @@ class EmbodiedDomain:
         self.model, self.task, self.config = model, task, config
         student = Player(
             "student", model.module, dict(model.module.named_parameters()), config.learning_rate, config.warmup_steps,
-            config.weight_decay, config.beta2, config.grad_clip, config.epsilon,
+            config.weight_decay, config.beta2, config.grad_clip, config.epsilon, published="model.safetensors",
         )  # fmt: skip
         self.players: Mapping[str, Player] = {"student": student}
         self.dtype = next(model.module.parameters()).dtype
@@ -311,9 +312,13 @@ class EmbodiedDomain:
         """Counts of actions. Simulators hold nothing: every update plays whole episodes from keyed starts."""
         return {"progress": self.progress}
 
+    def write_beside(self, folder: Path) -> None:
+        """Make a checkpoint's folder a model's folder too."""
+        write_config(self.model, folder)
+
     def save(self, folder: Path) -> None:
         """Save the policy."""
-        save_model(self.model, folder)
+        put_folder(folder, lambda temporary: save_model(self.model, temporary))
 
 
 def _numbers(values: Tensor) -> str:

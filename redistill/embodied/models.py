@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from redistill.core import rng
+from redistill.core.files import read_object, read_tensors
 from redistill.core.naming import named
 from redistill.core.options import build, option, plain_values
 from redistill.core.state import digest
@@ -101,6 +101,11 @@ def save_model(model: ControlModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous().clone() for name, tensor in model.module.state_dict().items()}
     save_file(state, folder / "model.safetensors")
+    write_config(model, folder)
+
+
+def write_config(model: ControlModel, folder: Path) -> None:
+    """Write config.json: what the weights are read with."""
     config = {
         "format": FORMAT, "model": "mlp", "options": plain_values(model.options), "observations": model.observations,
         "actions": model.actions,
@@ -113,14 +118,14 @@ def read_config(path: str, observations: int, actions: int, what: str = "model")
     of ours, or reads or moves another number of things than the task has."""
     folder = Path(path) / "model" if (Path(path) / "model" / "config.json").is_file() else Path(path)
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        config = read_object(folder / "config.json")
+    except ValueError:
         raise UserError(f"{what} {path!r} is not a folder with config.json and model.safetensors") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if config.get("format") != FORMAT or not isinstance(config.get("options"), dict):
         raise UserError(f"{what} {path!r} is not an embodied policy of ours")
     for key, wanted in (("actions", actions), ("observations", observations)):
-        if config[key] != wanted:
-            raise UserError(f"{what} {path!r} has {key} of {config[key]} numbers, the task has {wanted}")
+        if config.get(key) != wanted:
+            raise UserError(f"{what} {path!r} has {key} of {config.get(key)} numbers, the task has {wanted}")
     return folder, build(Mlp, config["options"])
 
 
@@ -130,8 +135,8 @@ def load_model(
     """A saved policy."""
     folder, options = read_config(path, observations, actions, what)
     try:
-        state = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError):
+        state = read_tensors(folder / "model.safetensors")
+    except ValueError:
         raise UserError(f"{what} {path!r}: model.safetensors is missing, cut short or corrupt") from None
     module = fresh_module(options, observations, actions, dtype, 0)
     if {name: t.shape for name, t in module.state_dict().items()} != {name: t.shape for name, t in state.items()}:

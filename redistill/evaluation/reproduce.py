@@ -7,6 +7,7 @@ seed that is not reported. A verdict is what the interval of the paired differen
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -129,6 +130,7 @@ def _one(
     try:
         finished = run.folder.read("result.json")
         result: dict[str, Any] = finished if finished else run.go(resume)
+        shutil.rmtree(run.folder.checkpoints, ignore_errors=True)  # many runs, and only their results are needed
     finally:
         run.close()
     pace.done += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 from redistill.build import method_class, settings_class
 from redistill.core.domain import Domain
+from redistill.core.files import read_object
 from redistill.core.options import build
-from redistill.core.state import Piece, newest_good, verify
+from redistill.core.state import newest_good, read_piece, verify
 from redistill.errors import UserError
 from redistill.evaluation.forgetting import difference
 
@@ -66,13 +66,6 @@ SHARED = (
 """Settings of a run that the evaluation of its base must share."""
 
 
-def _record(target: str) -> dict[str, Any] | None:
-    """What config.json says of a run folder; None of anything else."""
-    path = Path(target) / "config.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    return found if "run" in found else None
-
-
 def _domain(target: str, given: Mapping[str, Any]) -> tuple[int, Domain]:
     """The step and the domain of a run folder, a model folder or a model's name."""
     if _record(target) is not None:
@@ -82,21 +75,33 @@ def _domain(target: str, given: Mapping[str, Any]) -> tuple[int, Domain]:
     return 0, domain
 
 
+def _record(target: str | Path) -> dict[str, Any] | None:
+    """What a run folder's config.json says; None for a folder that is not a run's (a model's has a config.json too)."""
+    path = Path(target) / "config.json"
+    if not path.exists():
+        return None
+    try:
+        record = read_object(path)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    if "run" in record and not (isinstance(record["run"], dict) and isinstance(record.get("method"), str)):
+        raise UserError(f"{path} is not a run's")
+    return record if "run" in record else None
+
+
 def restored(folder: Path, pairs: Mapping[str, Any] = {}) -> tuple[int, Domain]:
     """The step of a run's newest good checkpoint, and the run's domain with the weights of then; `pairs` are other settings
     than the run had. UserError where no checkpoint is left."""
-    record = json.loads((folder / "config.json").read_text())
+    record = _record(folder)
+    if record is None:
+        raise UserError(f"{folder} is not a run folder")
     cls = method_class(record["method"])
     config = build(settings_class(cls), {**record["run"], **pairs})
     checkpoint, _ = newest_good(folder / "checkpoints")
     if checkpoint is None:
         raise UserError(f"run folder {folder} has no usable checkpoint to evaluate")
     manifest = verify(checkpoint)
-    from safetensors.torch import load_file
-
     domain: Domain = import_module(f"redistill.{cls.domain}.assemble").assemble(config)[1]
     for name, player in domain.players.items():
-        part = f"player-{name}"
-        path = checkpoint / f"{part}.safetensors"
-        player.restore(Piece(load_file(path) if path.is_file() else {}, manifest["parts"][part]))
+        player.restore(read_piece(checkpoint, manifest, f"player-{name}"))
     return int(manifest["step"]), domain

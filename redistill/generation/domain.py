@@ -20,6 +20,7 @@ from redistill.core import rng
 from redistill.core.budget import tally
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group
+from redistill.core.files import put_folder
 from redistill.core.noise import normal
 from redistill.core.players import Player
 from redistill.core.signal import Quantity, Signal, Teacher
@@ -31,7 +32,7 @@ from redistill.errors import UserError
 from redistill.generation.evaluate import evaluate
 from redistill.generation.flow import Kernel, guided, noised, schedule
 from redistill.generation.grid import tiled, write_grid
-from redistill.generation.models import FlowModel, load_model, real_digits, save_model
+from redistill.generation.models import FlowModel, load_model, real_digits, save_model, write_config
 from redistill.generation.quantities import TeacherVelocity, measure
 from redistill.generation.sampling import Sampled, ode, sde
 from redistill.generation.settings import Settings
@@ -60,7 +61,7 @@ class GenerationDomain:
         self.model, self.task, self.config = model, task, config
         student = Player(
             "student", model.module, dict(model.module.named_parameters()), config.learning_rate, config.warmup_steps,
-            config.weight_decay, config.beta2, config.grad_clip,
+            config.weight_decay, config.beta2, config.grad_clip, published="model.safetensors",
         )  # fmt: skip
         self.players: Mapping[str, Player] = {"student": student}
         self.dtype = next(model.module.parameters()).dtype
@@ -311,11 +312,22 @@ class GenerationDomain:
         """Nothing evolves beside players and teachers: every draw is keyed."""
         return {}
 
+    def write_beside(self, folder: Path) -> None:
+        """Make a checkpoint's folder a model's folder too."""
+        write_config(self.model, folder)
+
     def save(self, folder: Path) -> None:
         """Save the weights, and a grid of the last evaluation's samples (a row for each class)."""
-        save_model(self.model, folder)
-        if self.shown is not None:
-            write_grid(folder / "samples.png", tiled(*self.shown, across=16))
+        shown = self.shown
+        if shown is None:  # a run that was stopped after its last evaluation makes them again
+            images, conditions = self._held_out(self.task.held_out(self.config.eval_prompts))
+            shown = (to_bytes(images), [condition.label for condition in conditions])
+
+        def write(temporary: Path) -> None:
+            save_model(self.model, temporary)
+            write_grid(temporary / "samples.png", tiled(*shown, across=16))
+
+        put_folder(folder, write)
 
 
 def _bunches(signal: Signal, rows: Sequence[int]) -> list[list[int]]:

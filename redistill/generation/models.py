@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from redistill.core import rng
+from redistill.core.files import read_object, read_tensors
 from redistill.core.options import build, options_of, plain_values
 from redistill.errors import UserError, nearest
 from redistill.generation.networks import Dit, DitOptions, Judge
@@ -79,6 +79,11 @@ def save_model(model: FlowModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous().clone() for name, tensor in model.module.state_dict().items()}
     save_file(state, folder / "model.safetensors")
+    write_config(model, folder)
+
+
+def write_config(model: FlowModel, folder: Path) -> None:
+    """Write config.json: what the weights are read with."""
     config = {"format": FORMAT, "model": "dit", "options": plain_values(model.options)}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
@@ -87,11 +92,10 @@ def load_model(path: str, *, dtype: torch.dtype = torch.float32) -> FlowModel:
     """A saved model (of a folder, or of a run's); a UserError where the folder does not hold one of ours."""
     folder = Path(path) / "model" if (Path(path) / "model" / "model.safetensors").is_file() else Path(path)
     try:
-        config = json.loads((folder / "config.json").read_text())
-        state = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError):
+        config, state = read_object(folder / "config.json"), read_tensors(folder / "model.safetensors")
+    except ValueError:
         raise UserError(f"model {path!r} is not a folder with config.json and model.safetensors") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if config.get("format") != FORMAT or not isinstance(config.get("options"), dict):
         raise UserError(f"model {path!r} is not a generation model of ours")
     options = build(DitOptions, config["options"])
     module = fresh_module(options, dtype, 0)
@@ -111,7 +115,8 @@ JUDGES: Mapping[str, Mapping[str, Any]] = {
 @cache
 def judge(name: str) -> Judge:
     """A frozen digit classifier of the assets, "train" or "held_out", float32."""
-    module = Judge(8, 10, **JUDGES[name])
+    with torch.random.fork_rng(devices=[]):  # a fresh module draws from the global generator
+        module = Judge(8, 10, **JUDGES[name])
     module.load_state_dict(load_file(ASSETS / f"judge-{name}.safetensors"))
     return module.eval().requires_grad_(False)
 

@@ -21,12 +21,12 @@ TIME_FREQUENCIES = 16
 class DitOptions:
     """Options of `dit`."""
 
-    side: int = option(8, "pixels of a side", low=2)
-    patch: int = option(2, "pixels of a patch's side; must divide the side", low=1)
-    width: int = option(64, "width; must be a multiple of the heads", low=4)
-    depth: int = option(3, "blocks", low=1)
-    heads: int = option(4, "attention heads", low=1)
-    classes: int = option(10, "classes; one more label stands for no class", low=1)
+    side: int = option(8, "pixels of a side", low=2, high=1024)
+    patch: int = option(2, "pixels of a patch's side; must divide the side", low=1, high=1024)
+    width: int = option(64, "width; must be a multiple of the heads", low=4, high=4096)
+    depth: int = option(3, "blocks", low=1, high=256)
+    heads: int = option(4, "attention heads", low=1, high=256)
+    classes: int = option(10, "classes; one more label stands for no class", low=1, high=100_000)
 
 
 class Block(nn.Module):

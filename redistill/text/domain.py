@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from redistill.core.budget import tally
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group
+from redistill.core.files import put_folder
 from redistill.core.players import Player
 from redistill.core.signal import Quantity, Signal, Teacher
 from redistill.core.specs import TeacherWeights
@@ -36,8 +35,9 @@ from redistill.text.described import described
 from redistill.text.evaluate import evaluate
 from redistill.text.head import StatesAt, TeacherPart, TeacherStates, at_least_float32, measure
 from redistill.text.judging import Judge
-from redistill.text.models import Head, LanguageModel, compare_tokenizers, load_model, save_model
+from redistill.text.models import Head, LanguageModel, compare_tokenizers, load_model, write_model
 from redistill.text.pool import AnswerPool
+from redistill.text.published import public_name, weights_file, write_beside
 from redistill.text.sampling import Sampled, Sampling, attention_windows, sample
 from redistill.text.served import Served, ServedTeacher, refuse_unserved
 from redistill.text.settings import Settings
@@ -60,7 +60,7 @@ class TextDomain:
                 part.padding_idx = None  # else the embedding of that id gets no gradient, and pad is often eos (law 5)
         student = Player(
             "student", lm.module, lm.trainable(), config.learning_rate, config.warmup_steps, config.weight_decay,
-            config.beta2, config.grad_clip,
+            config.beta2, config.grad_clip, published=weights_file(lm), public_name=public_name,
         )  # fmt: skip
         self.players: Mapping[str, Player] = {"student": student}
         self.bank = TeacherBank(student, self._other_model)
@@ -354,16 +354,13 @@ class TextDomain:
         so that a resumed run does not go on with another."""
         return {"served": self.served} if self.served.known else {}
 
+    def write_beside(self, folder: Path) -> None:
+        """Make a checkpoint's folder one that transformers (or peft) can read."""
+        write_beside(self.lm, folder)
+
     def save(self, folder: Path) -> None:
         """Save as ordinary transformers files."""
-        try:
-            for left in folder.parent.glob(f".{folder.name}.*-*"):  # of a process that was killed: a run has one writer
-                shutil.rmtree(left)
-            save_model(self.lm, folder)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"model folder {folder} could not be written ({error}); the checkpoints are intact"
-            ) from None
+        put_folder(folder, lambda temporary: write_model(self.lm, temporary))
 
 
 def _narrowed(head: Head, rows: int) -> Head:

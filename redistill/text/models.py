@@ -26,10 +26,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from redistill.core import rng
 from redistill.core.arithmetic import fast_float32
+from redistill.core.files import replacing
 from redistill.errors import UserError
 from redistill.text import weights
 from redistill.text.attention import Layout, packed_attention
-from redistill.text.files import replacing
 from redistill.text.precision import compute_dtype, linear_layers_in
 from redistill.text.quiet import quiet
 
@@ -218,16 +218,22 @@ def save_model(lm: LanguageModel, folder: str | Path) -> Path:
 
     The folder appears, or is replaced, in one step; UserError if it exists and is something other than a model.
     """
-    with replacing(Path(folder)) as temporary, quiet():
+    with replacing(Path(folder)) as temporary:
+        write_model(lm, temporary)
+    return Path(folder)
+
+
+def write_model(lm: LanguageModel, folder: Path) -> None:
+    """The files of `save_model`, into an empty folder."""
+    with quiet():
         module: Any = lm.module
         if isinstance(module, peft.PeftModel):
-            module.save_pretrained(temporary / "adapter", save_embedding_layers=False)
-            (temporary / "adapter" / "README.md").unlink()  # a form to fill in
+            module.save_pretrained(folder / "adapter", save_embedding_layers=False)
+            (folder / "adapter" / "README.md").unlink()  # a form to fill in
             # Merging a copy: merging in place and undoing it would leave rounding in the weights that go on training.
             module = copy.deepcopy(module).merge_and_unload()
-        module.save_pretrained(temporary)
-        lm.tokenizer.save_pretrained(temporary)
-    return Path(folder)
+        module.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
 
 
 def _without_dropout(config: Any) -> dict[str, float]:

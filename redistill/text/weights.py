@@ -105,7 +105,7 @@ def check_safetensors(file: Path) -> None:
     try:
         entries = json.loads(header)
         end = max((entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(f"{str(file)!r} is corrupt: its safetensors header cannot be read") from error
     if size != 8 + length + end:
         raise UserError(
@@ -121,7 +121,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def _json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{str(file)!r} is corrupt: it is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{str(file)!r} is corrupt: it is not a JSON object")

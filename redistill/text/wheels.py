@@ -22,8 +22,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
+from redistill.core.files import replacing
 from redistill.errors import UserError
-from redistill.text.files import file_hash, replacing
+from redistill.text.files import file_hash
 from redistill.text.quiet import quiet
 
 FORMAT = 1

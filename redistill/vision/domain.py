@@ -22,6 +22,7 @@ from redistill.core import rng
 from redistill.core.budget import tally
 from redistill.core.domain import Measured
 from redistill.core.episode import Episode, Group
+from redistill.core.files import put_folder
 from redistill.core.players import Player
 from redistill.core.signal import Quantity, Signal, Teacher
 from redistill.core.specs import TeacherWeights
@@ -31,7 +32,7 @@ from redistill.core.teachers import TeacherBank, swapped
 from redistill.errors import UserError
 from redistill.vision.evaluate import evaluate
 from redistill.vision.head import TeacherLogits, measure
-from redistill.vision.models import ImageModel, fresh_module, load_model, save_model
+from redistill.vision.models import ImageModel, fresh_module, load_model, save_model, write_config
 from redistill.vision.settings import Settings, milestones_of
 from redistill.vision.snapshot import IMAGES, snapshot
 from redistill.vision.tasks import ImageTask
@@ -64,6 +65,7 @@ class VisionDomain:
             "student", model.module, dict(model.module.named_parameters()), config.learning_rate, config.warmup_steps,
             config.weight_decay, config.beta2, config.grad_clip, algorithm=config.optimiser, momentum=config.momentum,
             schedule=lambda updates: decay ** sum(updates >= edge * per_epoch for edge in edges),
+            published="model.safetensors",
         )  # fmt: skip
         self.players: Mapping[str, Player] = {"student": student}
         self.dtype = next(model.module.parameters()).dtype
@@ -287,9 +289,13 @@ class VisionDomain:
         """Vision has no evolving parts beside players and teachers: every draw is keyed."""
         return {}
 
+    def write_beside(self, folder: Path) -> None:
+        """Make a checkpoint's folder a model's folder too."""
+        write_config(self.model, folder)
+
     def save(self, folder: Path) -> None:
         """Save weights and statistics as safetensors with a config.json."""
-        save_model(self.model, folder)
+        put_folder(folder, lambda temporary: save_model(self.model, temporary))
 
 
 @contextmanager

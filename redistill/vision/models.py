@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from redistill.core import rng
+from redistill.core.files import read_object, read_tensors
 from redistill.core.naming import named
 from redistill.core.options import option, plain_values
 from redistill.errors import UserError
@@ -26,7 +27,7 @@ NORMS = ("batch", "group", "none")
 class CnnOptions:
     """Options of `cnn`."""
 
-    width: int = option(16, "channels of the first layer; the next have 2 and 4 times as many", low=4)
+    width: int = option(16, "channels of the first layer; the next have 2 and 4 times as many", low=4, high=4096)
     norm: str = option("batch", "normalisation; only batch norm couples the images of a batch", choices=NORMS)
 
 
@@ -34,7 +35,7 @@ class CnnOptions:
 class ResnetOptions(CnnOptions):
     """Options of `resnet`."""
 
-    blocks: int = option(1, "residual blocks in each of the three stages", low=1)
+    blocks: int = option(1, "residual blocks in each of the three stages", low=1, high=256)
 
 
 KINDS: dict[str, type[CnnOptions]] = {"cnn": CnnOptions, "resnet": ResnetOptions}
@@ -148,6 +149,11 @@ def save_model(model: ImageModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous().clone() for name, tensor in model.module.state_dict().items()}
     save_file(state, folder / "model.safetensors")
+    write_config(model, folder)
+
+
+def write_config(model: ImageModel, folder: Path) -> None:
+    """Write config.json: what the weights are read with."""
     config = {"format": "redistill-vision", "model": model.kind, "options": plain_values(model.options)}
     (folder / "config.json").write_text(
         json.dumps({**config, "side": model.side, "classes": model.classes}, indent=1) + "\n"
@@ -158,19 +164,18 @@ def load_model(path: str, *, side: int, classes: int, dtype: torch.dtype = torch
     """A saved model for images of a side and a number of classes; a UserError where the folder does not hold one."""
     folder = Path(path) / "model" if (Path(path) / "model" / "model.safetensors").is_file() else Path(path)
     try:
-        config = json.loads((folder / "config.json").read_text())
-        state = load_file(folder / "model.safetensors")
-    except (OSError, ValueError):
+        config, state = read_object(folder / "config.json"), read_tensors(folder / "model.safetensors")
+    except ValueError:
         raise UserError(f"model {path!r} is not a folder with config.json and model.safetensors") from None
-    if not isinstance(config, dict) or config.get("format") != "redistill-vision":
+    if config.get("format") != "redistill-vision" or not isinstance(config.get("options"), dict):
         raise UserError(f"model {path!r} is not a vision model of ours")
-    if (config["side"], config["classes"]) != (side, classes):
+    if (config.get("side"), config.get("classes")) != (side, classes):
         raise UserError(
-            f"model {path!r} reads {config['side']}x{config['side']} images of {config['classes']} classes, "
+            f"model {path!r} reads {config.get('side')}x{config.get('side')} images of {config.get('classes')} classes, "
             f"the task has {side}x{side} images of {classes} classes"
         )
     given = ",".join(f"{key}={value}" for key, value in config["options"].items())
-    kind, options = named(f"{config['model']}:{given}", "vision model", KINDS)
+    kind, options = named(f"{config.get('model')}:{given}", "vision model", KINDS)
     module = fresh_module(kind, options, side, classes, dtype, 0)
     if {name: t.shape for name, t in module.state_dict().items()} != {name: t.shape for name, t in state.items()}:
         raise UserError(f"model {path!r}: its weights are not those of {kind}:{given}")

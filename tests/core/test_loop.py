@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from evolution import differences, fingerprints
+from benchmarks.evolution import differences, fingerprints
 from redistill.config import RunConfig
 from redistill.core.loop import Run
 from redistill.core.method import Method, Stage
@@ -138,22 +138,6 @@ def test_law_9_a_part_that_is_not_registered_is_found(tmp_path: Path) -> None:
     run, before = prepared(tmp_path / "a", domain=Forgetful())
     run.go(False)
     assert unsaved(run, before, make(tmp_path / "b", domain=Forgetful())) == {"domain.unregistered"}
-
-
-@pytest.mark.parametrize("method", ["grpo", "sdpo", "sft"])
-def test_law_9_everything_that_evolves_in_a_language_run_is_in_the_checkpoint(method: str, tmp_path: Path) -> None:
-    from redistill.build import prepare
-
-    given = {
-        "steps": 2, "save_every": 1, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 12, "eval_prompts": 2,
-        "learning_rate": 1e-3, "save_model": "false", "warm_start_steps": 1 if method == "sdpo" else 0,
-    }  # fmt: skip
-    if method == "sft":
-        given |= {"group_size": 1, "lora_rank": 2}
-    run, fresh = (prepare(method, given, out=tmp_path / name, report=lambda event, facts: None) for name in ("a", "b"))
-    before = fingerprints({name: getattr(run, name) for name in ROOTS})
-    run.go(False)
-    assert unsaved(run, before, fresh) == set()
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])

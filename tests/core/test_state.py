@@ -97,7 +97,7 @@ def no_manifest(folder: Path) -> str:
 
 def not_ours(folder: Path) -> str:
     (folder / "manifest.json").write_text("[]")
-    return "manifest.json is not one of ours"
+    return "manifest.json is not a JSON object"
 
 
 def from_the_future(folder: Path) -> str:

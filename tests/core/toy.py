@@ -79,6 +79,9 @@ class ToyDomain:
     def stateful(self) -> dict[str, Any]:
         return {}
 
+    def write_beside(self, folder: Path) -> None:
+        pass
+
     def save(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
 

@@ -40,6 +40,7 @@ def test_the_evidence_says_what_the_runs_came_to(evidence: Path, capsys: pytest.
     assert written == json.loads(json.dumps(verdict))
     assert (evidence / "plot.png").stat().st_size > 1000
     runs = Path("runs/reproduce/rft")
+    assert list(runs.rglob("checkpoints")) == [], "a finished run's checkpoints go"
     for arm in TOY.arms:
         values = written["arms"][arm]["per_seed"]
         results = [json.loads((runs / f"{arm}-s{seed}" / "result.json").read_text()) for seed in (0, 1)]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from redistill.core.files import replacing
 from redistill.errors import UserError
 from redistill.text import files, weights, wheels
 from safetensors.torch import load_file
@@ -127,13 +128,13 @@ def test_hub_patterns_let_no_pickle_or_code_through() -> None:
 
 def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with files.replacing(target) as temporary:
+    with replacing(target) as temporary:
         (temporary / "config.json").write_text("1")
         assert not target.exists()
-    with pytest.raises(ZeroDivisionError), files.replacing(target) as temporary:
+    with pytest.raises(ZeroDivisionError), replacing(target) as temporary:
         (temporary / "config.json").write_text(str(2 // 0))
     assert (target / "config.json").read_text() == "1"
-    with files.replacing(target) as temporary:
+    with replacing(target) as temporary:
         (temporary / "config.json").write_text("3")
     assert (target / "config.json").read_text() == "3"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -141,7 +142,7 @@ def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
 
 def test_replacing_spares_what_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not a model's folder"), files.replacing(tmp_path):
+    with pytest.raises(UserError, match="not a model's folder"), replacing(tmp_path):
         pass
     assert (tmp_path / "thesis.txt").exists()
 
@@ -269,12 +270,13 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
 import os, time
 from pathlib import Path
 os.environ["REDISTILL_CACHE"] = {str(tmp_path)!r}
+from redistill.core.files import replacing
 from redistill.text import wheels
 def make(packed, work, folder):
     with open({str(tmp_path / "log")!r}, "a") as log:
         log.write("made\\n")
     time.sleep(0.5)
-    with wheels.replacing(folder) as temporary:
+    with replacing(folder) as temporary:
         (temporary / "config.json").write_text("{{}}")
         files = {{"config.json": {{"size": 2, "sha256": wheels.file_hash(temporary / "config.json")}}}}
         (temporary / "manifest.json").write_text(wheels.json.dumps(
