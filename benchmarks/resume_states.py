@@ -23,11 +23,25 @@ from benchmarks.evolution import Mark, differences, fingerprints, of_the_process
 from benchmarks.resume_runs import outcome, settings_of, unequal
 
 LOGS = ("metrics", "samples", "alarms", "credit")
-OUTSIDE = ("folder", "report", "stop", "state", "log_file", "samples", "alarms", "credit", "metrics", "saved", "config")
+OUTSIDE = (
+    "folder",
+    "report",
+    "stop",
+    "state",
+    "log_file",
+    "samples",
+    "alarms",
+    "credit",
+    "metrics",
+    "saved",
+    "config",
+    "recorder",
+)
 """Attributes of a run that are not looked into: where it writes and whom it tells; the logs (compared as parts); a step's own
 numbers; and the moment of the last save."""
 EPHEMERAL: Mapping[str, str] = {
     r"domain\.(step|calls)": "begin_step sets them",
+    r"domain\.judge\.(sampled_in|seconds)": "time is no two times the same",
     r"domain\.(omitted|recorded)\b.*": "begin_step clears them",
     r"domain\.shown\b.*": "the grid beside a saved model; made again where it is missing",
     r"cursor\.spent\['seconds'\]": "time is no two times the same",

@@ -302,6 +302,11 @@ def test_the_python_call_leaves_signals_alone(tmp_path: Path, monkeypatch: pytes
 
 
 # --- sampling, and a second Ctrl-C in the midst of each kind of work ------------------------------------------------------
+QUIET = "grpo without credit"
+RUNS[QUIET] = f"{RUNS['grpo']} trace_prompts=0"
+"""Every rollout is then a step's."""
+
+
 @pytest.mark.parametrize(("number", "status"), BOTH)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_sampling_is_broken_off_and_made_again(
@@ -312,11 +317,11 @@ def test_sampling_is_broken_off_and_made_again(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         strike(patch, redistill.text.domain.TextDomain, "rollout", 3, (number,), when)
-        sentence = stopped(capsys, out, status)
+        sentence = stopped(capsys, out, status, RUNS[QUIET])
     assert f"after step 3; {out}/checkpoints/step-00000003 is saved" in sentence
     assert last_step(out) == 3
-    assert main(arguments(RUNS["grpo"], out, True)) == 0
-    assert_same(out, expected("grpo"))
+    assert main(arguments(RUNS[QUIET], out, True)) == 0
+    assert_same(out, expected(QUIET))
 
 
 def test_the_first_sampling_of_a_stage_belongs_to_a_step_that_is_finished(
@@ -340,11 +345,11 @@ def test_a_second_ctrl_c_stops_a_save_at_once(
     with monkeypatch.context() as patch:
         strike(patch, redistill.text.domain.TextDomain, "rollout", 3, (signal.SIGINT,))
         strike(patch, redistill.core.state, name, {"save_file": 4, "digest": 9, "_sync": 14}[name], (signal.SIGINT,))
-        sentence = stopped(capsys, out, 130)
+        sentence = stopped(capsys, out, 130, RUNS[QUIET])
     assert f"stopped at once; {out}/checkpoints/step-00000002 is intact" in sentence
     assert saved_names(out) == ["step-00000002"]
-    assert main(arguments(RUNS["grpo"], out, True)) == 0
-    assert_same(out, expected("grpo"))
+    assert main(arguments(RUNS[QUIET], out, True)) == 0
+    assert_same(out, expected(QUIET))
 
 
 def test_weights_that_were_swapped_away_when_the_signal_came_are_back_before_they_are_saved(
@@ -364,6 +369,6 @@ def test_weights_that_were_swapped_away_when_the_signal_came_are_back_before_the
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(redistill.text.domain.TextDomain, "rollout", rollout)
-        assert "after step 3;" in stopped(capsys, out, 143)
-    assert main(arguments(RUNS["grpo"], out, True)) == 0
-    assert_same(out, expected("grpo"))
+        assert "after step 3;" in stopped(capsys, out, 143, RUNS[QUIET])
+    assert main(arguments(RUNS[QUIET], out, True)) == 0
+    assert_same(out, expected(QUIET))
