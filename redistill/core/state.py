@@ -215,7 +215,7 @@ def _kind(value: Any) -> str | None:
         ((list, tuple), "list"),
         (Mapping, "table"),
     )
-    return next((name for kind, name in kinds if isinstance(value, kind)), None)  # type: ignore[arg-type]
+    return next((name for kind, name in kinds if isinstance(value, kind)), None)
 
 
 def checkpoints(root: Path) -> list[Path]:
