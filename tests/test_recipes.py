@@ -49,6 +49,7 @@ def test_recipe_on_a_model_that_ships_runs_a_step(name: str, tmp_path: Path) -> 
 TEACHING = (
     "srpo",
     "rltf",
+    "skill-sd",
     "ssb",
     "kdrl",
     "rlad",

@@ -14,6 +14,7 @@ from redistill.experiments.rltf import RLTF_POCKET
 from redistill.experiments.rpd import RPD_BUTTON
 from redistill.experiments.sd_zero import SD_ZERO_POCKET
 from redistill.experiments.sdpo import SDPO_POCKET, SDPO_SMOLLM2
+from redistill.experiments.skill_sd import SKILL_SD_POCKET
 from redistill.experiments.srpo import SRPO_POCKET
 from redistill.experiments.ssb import SSB_POCKET, SSB_SMOLLM2
 from redistill.experiments.teacher_hacking import HACKING_POCKET
@@ -32,6 +33,7 @@ ALL: dict[tuple[str, str], Experiment] = {
         RPD_BUTTON,
         SRPO_POCKET,
         RLTF_POCKET,
+        SKILL_SD_POCKET,
         SSB_POCKET,
         CAOPD_POCKET,
         CAOPD_SMOLLM2,
