@@ -8,6 +8,7 @@ from redistill.experiments.caopd import CAOPD_POCKET, CAOPD_SMOLLM2
 from redistill.experiments.crd import CRD_DIGITS
 from redistill.experiments.opsd import OPSD_POCKET, OPSD_SMOLLM2
 from redistill.experiments.pi_distill import PI_DISTILL_HINT, PI_DISTILL_RARE
+from redistill.experiments.pi_distill_turns import PI_DISTILL_TURNS
 from redistill.experiments.ps_kd import PS_KD_DIGITS, PS_KD_MNIST
 from redistill.experiments.rl_vs_distillation import RLVD_POCKET
 from redistill.experiments.rltf import RLTF_POCKET
@@ -40,6 +41,7 @@ ALL: dict[tuple[str, str], Experiment] = {
         SD_ZERO_POCKET,
         PI_DISTILL_HINT,
         PI_DISTILL_RARE,
+        PI_DISTILL_TURNS,
         SSB_SMOLLM2,
         HACKING_POCKET,
         RLVD_POCKET,

@@ -6,7 +6,7 @@ PI = {"privilege": "with_solution", "temperature": 1.0, "minibatches": 1}
 
 PI_DISTILL_TURNS = Experiment(
     slug="pi-distill",
-    claim="where samples hardly ever do an order (1%) and do it with the calls in view, pi-Distill (alpha 0.5) ends at a higher held-out success without them than RL",
+    claim="where samples hardly do an order (1%) and do it with the calls in view, pi-Distill (alpha 0.5) ends at a higher held-out avg@4 without them than RL",
     metric="avg_at_k",
     base={
         "model": "pocket-turns", "task": "tools:steps=5,slack=0", "steps": 30, "prompts_per_step": 16, "group_size": 4,

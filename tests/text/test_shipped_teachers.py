@@ -17,7 +17,6 @@ from redistill.text.models import compare_tokenizers, load_model
 from redistill.text.sampling import Sampling, sample
 from redistill.text.views import TERSE, VIEWS, Evidence
 
-
 PUPILS = ("pocket", "pocket-self", "pocket-copy", "pocket-sketch", "pocket-turns")
 
 
