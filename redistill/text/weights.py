@@ -20,7 +20,16 @@ from redistill.text.files import file_hash
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 POCKET = ASSETS / "pocket"
-SHIPPED = ("pocket", "pocket-copy", "pocket-sketch", "pocket-adept", "pocket-expert", "pocket-pairs", "pocket-self", "pocket-turns")
+SHIPPED = (
+    "pocket",
+    "pocket-copy",
+    "pocket-sketch",
+    "pocket-adept",
+    "pocket-expert",
+    "pocket-pairs",
+    "pocket-self",
+    "pocket-turns",
+)
 """Models that come with the package: the pupil (scripts/train_pocket.py), teachers (scripts/train_pocket_expert.py), a pupil
 that can teach itself in more ways (scripts/train_pocket_self.py) and one for worlds (scripts/train_pocket_turns.py)."""
 HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
