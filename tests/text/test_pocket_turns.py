@@ -21,7 +21,7 @@ def success(lm, task, seen):
     _, config = settings("rft", {"max_new_tokens": 4, "max_turns": 16})
     prompts = list(task.held_out(COUNT))
     groups = answer(lm, task, config, prompts, [seen(p) for p in prompts], Sampling(0.0, max_new_tokens=4), 1)
-    return sum(correct(task, p, g[0]) for p, g in zip(prompts, groups)) / COUNT
+    return sum(correct(task, [(p, g[0]) for p, g in zip(prompts, groups)])) / COUNT
 
 
 def test_is_what_its_card_says_and_knows_more_in_view_than_it_plays() -> None:
