@@ -60,7 +60,9 @@ class Run:
         self.credit = Log(self.folder.path / "credit.jsonl")
         self.recorder = Recorder(self)
         self.state = State()
-        parts: dict[str, Stateful] = {"cursor": self.cursor, "watch": self.watch, **self.domain.stateful()}
+        parts: dict[str, Stateful] = {
+            "cursor": self.cursor, "watch": self.watch, "recorder": self.recorder, **self.domain.stateful(),
+        }  # fmt: skip
         parts |= {f"player-{name}": player for name, player in self.domain.players.items()}
         parts["teachers"] = self.domain.bank
         for stage in self.stages:
@@ -123,10 +125,11 @@ class Run:
                 self._evaluate(label)
             finished = self.cursor.stage == len(self.stages)
             best = self.config.keep_best > 0 and self.cursor.step in self.cursor.best(self.config.keep_best)
+            if finished:  # before the checkpoint, which counts what is recorded
+                self.recorder.finished(self.stages[-1])
             if finished or best or (self.cursor.step and self.cursor.step % self.config.save_every == 0):
                 self._save(finished)
             if finished:
-                self.recorder.finished(self.stages[-1])
                 return
             self.stop.check()
             stage = self.stages[self.cursor.stage]

@@ -24,6 +24,7 @@ from torch import Tensor
 from redistill.core.episode import Episode, Group
 from redistill.core.method import Stage
 from redistill.core.signal import LogProb, Quantity, Signal, Teacher, TeacherLogProb, Term, Values
+from redistill.core.state import Piece
 from redistill.core.task import Prompt
 
 if TYPE_CHECKING:
@@ -64,13 +65,21 @@ class Recorder:
         self.every = config.trace_every or max(APART, sampled, -(-config.steps // RECORDS))
         self.last = -1
 
+    def state(self) -> Piece:
+        """The step of the last record, which a run that is given more steps must not make again."""
+        return Piece(facts={"last": self.last})
+
+    def restore(self, piece: Piece) -> None:
+        """Load it."""
+        self.last = int(piece.facts["last"])
+
     def due(self, step: int) -> bool:
         """Whether there is a record before the update that follows step `step`."""
         return self.on and step % self.every == 0 and self.run.credit.size < LARGEST
 
     def before(self, stage: Stage) -> None:
         """The record that belongs to this moment, where one does: the fixed prompts under the weights as they are."""
-        if self.due(self.run.step):
+        if self.due(self.run.step) and self.last != self.run.step:
             self._fixed(stage)
 
     def finished(self, stage: Stage) -> None:
