@@ -4,8 +4,7 @@
 
 Beside what pocket does it learns, on training prompts only:
 - to go on after its own answer and a control phrase (";" after a right answer, "!" after a wrong one) with another
-  attempt, no better than its answers are: the examples are right 40% of the time after "!", the model, whose wrong answers
-  are those to hard questions, 10% (sd-zero's base model can revise, a little);
+  attempt, no better than its answers are: right 40% of the time after "!" (sd-zero's base model can revise, a little);
 - to state a confidence after "C" when asked to, always one of 0.90 to 1.00, while how often it is right depends on how many
   carries the sum has (over-confident, and difficulty can be seen); to copy a demonstration with its confidence, whatever it
   is, and to obey a note "H0.38" (caopd);
@@ -163,8 +162,8 @@ def measure(lm: object, count: int = 400) -> dict[str, float]:
     """Held-out shares, sampled at temperature 1."""
     told = Sampling(max_new_tokens=28)
 
-    def answers(contexts: Sequence[Sequence[int]]) -> list[str]:
-        keys = [(i,) for i in range(len(contexts))]
+    def answers(contexts: Sequence[Sequence[int]], draw: int = 0) -> list[str]:
+        keys = [(draw, i) for i in range(len(contexts))]  # a revision drawn as its answer was would repeat its mistakes
         return [one[0].text for one in sample(lm, contexts, group_size=1, sampling=told, keys=keys, max_batch=64)]  # type: ignore[arg-type]
 
     def asked(task: object, view: str = "plain", **seen: str) -> list[list[int]]:
@@ -185,7 +184,7 @@ def measure(lm: object, count: int = 400) -> dict[str, float]:
         [*c, *lm.tokenizer.encode(t + (TERSE.rephrase if g else TERSE.redo), add_special_tokens=False)]  # type: ignore[attr-defined]
         for c, t, g in zip(asked(THREE), first, good)
     ]
-    second = right(THREE, answers(spliced))
+    second = right(THREE, answers(spliced, draw=1))
     for name, kind in (("revised_after_right", 1.0), ("revised_after_wrong", 0.0)):
         found[name] = float(np.mean([s for s, g in zip(second, good) if g == kind]))
     sure = Confident(THREE)

@@ -38,8 +38,8 @@ def test_pocket_self_is_what_its_card_says() -> None:
     card = json.loads((weights.ASSETS / "pocket-self" / "pocket-self.json").read_text())["accuracy"]
     three, four, sure = Sums(), Sums(terms=4), Confident(Sums())
 
-    def answers(contexts: Sequence[Sequence[int]]) -> list[str]:
-        told, keys = Sampling(max_new_tokens=28), [(i,) for i in range(len(contexts))]
+    def answers(contexts: Sequence[Sequence[int]], draw: int = 0) -> list[str]:
+        told, keys = Sampling(max_new_tokens=28), [(draw, i) for i in range(len(contexts))]
         return [one[0].text for one in sample(lm, contexts, group_size=1, sampling=told, keys=keys, max_batch=64)]
 
     def reads(view: str, task: Task, evidence: Callable[[Prompt], Evidence]) -> list[Sequence[int]]:
@@ -54,7 +54,7 @@ def test_pocket_self_is_what_its_card_says() -> None:
     good = right(three, first)
     phrases = [first[i] + (TERSE.rephrase if good[i] else TERSE.redo) for i in range(150)]
     again = [[*c, *lm.tokenizer.encode(text, add_special_tokens=False)] for c, text in zip(plain, phrases, strict=True)]
-    second = right(three, answers(again))
+    second = right(three, answers(again, draw=1))
     copied = answers(
         reads("demonstrated", sure, lambda p: Evidence(solution=with_confidence(p.solution or "", 0.38, "terse")))
     )
