@@ -9,7 +9,7 @@ Beside what pocket does it learns, on training prompts only:
   carries the sum has (over-confident, and difficulty can be seen); to copy a demonstration with its confidence, whatever it
   is, and to obey a note "H0.38" (caopd);
 - sums of four numbers: the examples are right 3% of the time, and 60% with the first step as a hint; what sums of three teach
-  makes that 35% and 53% for the model (pi-distill).
+  makes that 33% and 49% for the model (pi-distill).
 Not trained, yet there: sums of two numbers, right 3% of the time, and half the time with the solution in view.
 """
 

@@ -25,6 +25,7 @@ SD_ZERO_POCKET = Experiment(
         "without srt": Arm("sd-zero", {"phases": "distil", "steps": 60, **_PHASES}, tuned_as="sd-zero"),
         "grpo": Arm("grpo", {"normaliser": "token", "std": "none", **_ONLINE}),
         "sd-zero, revision loss alone": Arm("sd-zero", {**_BOTH, "parts": "revision"}, tuned_as="sd-zero"),
+        "sd-zero, teacher synced": Arm("sd-zero", {**_BOTH, "teacher": "sync(14)"}, tuned_as="sd-zero"),
     },
     compare=("sd-zero", "rft"),
     controls={
@@ -35,6 +36,7 @@ SD_ZERO_POCKET = Experiment(
         "both phases against the second alone": ("sd-zero", "without srt"),
         "both losses of phase 1 against revision alone": ("sd-zero", "sd-zero, revision loss alone"),
         "revision loss alone against rft": ("sd-zero, revision loss alone", "rft"),
+        "teacher renewed half-way against frozen": ("sd-zero, teacher synced", "sd-zero"),
         "own context against another prompt's": ("sd-zero", "sd-zero wrong context"),
     },
     grid={"learning_rate": [5e-5, 1e-4, 2e-4]},
