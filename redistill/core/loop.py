@@ -60,11 +60,9 @@ class Run:
         self.credit = Log(self.folder.path / "credit.jsonl")
         self.recorder = Recorder(self)
         self.state = State()
-        parts: dict[str, Stateful] = {
-            "cursor": self.cursor, "watch": self.watch, "recorder": self.recorder, **self.domain.stateful(),
-        }  # fmt: skip
+        parts: dict[str, Stateful] = {"cursor": self.cursor, "watch": self.watch, **self.domain.stateful()}
         parts |= {f"player-{name}": player for name, player in self.domain.players.items()}
-        parts["teachers"] = self.domain.bank
+        parts |= {"teachers": self.domain.bank, "recorder": self.recorder}
         for stage in self.stages:
             parts |= {f"{stage.name}-{name}": part for name, part in stage.method.state().items()}
         # Logs last: what is cut off them when they are restored does not come back.
@@ -185,7 +183,7 @@ class Run:
         """One step of a stage; whether its method says that it is done."""
         self.metrics = {}
         clock = Clock()
-        recorded = self.credit.size
+        recorded = self.recorder.mark()
         self.recorder.before(stage)
         clock.lap("record")
         self.domain.begin_step(self.cursor.step)
@@ -312,7 +310,7 @@ class Run:
         self._tell(self.watch.evaluated(self.cursor.step, result, taught))
 
     @contextmanager
-    def _breakable(self, recorded: int | None = None) -> Iterator[None]:
+    def _breakable(self, recorded: tuple[int, int] | None = None) -> Iterator[None]:
         """A block that a signal may break off at once, wherever it is: what it has counted and recorded (since `recorded`), and
         whose weights it has swapped in, is put back, as if it had not begun."""
         prompts, counted = self.cursor.prompts, [(part, part.state()) for part in self.domain.stateful().values()]
@@ -328,7 +326,7 @@ class Run:
                 part.restore(before)
             self.cursor.prompts = prompts
             if recorded is not None:
-                self.credit.restore(Piece(facts={"bytes": recorded}))
+                self.recorder.rewind(recorded)
             raise
 
     def _save(self, finished: bool = False) -> None:

@@ -73,6 +73,15 @@ class Recorder:
         """Load it."""
         self.last = int(piece.facts["last"])
 
+    def mark(self) -> tuple[int, int]:
+        """Where the record is: what `rewind` goes back to."""
+        return self.run.credit.size, self.last
+
+    def rewind(self, mark: tuple[int, int]) -> None:
+        """Take back what was recorded since `mark`: the step that it belongs to is broken off and comes again."""
+        size, self.last = mark
+        self.run.credit.restore(Piece(facts={"bytes": size}))
+
     def due(self, step: int) -> bool:
         """Whether there is a record before the update that follows step `step`."""
         return self.on and step % self.every == 0 and self.run.credit.size < LARGEST

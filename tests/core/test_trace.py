@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redistill.build import prepare
+from redistill.core.stopping import Interrupted
 from redistill.core.trace import Recorder
+from redistill.text.domain import TextDomain
 
 SMALL = {
     "model": "pocket", "task": "sums", "steps": 3, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 12,
@@ -85,8 +88,6 @@ def test_the_record_goes_on_where_a_resumed_run_does(tmp_path: Path) -> None:
 def test_a_record_that_fails_ends_with_one_warning_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from redistill.text.domain import TextDomain
-
     def broken(self: Any, *rest: Any) -> Any:
         raise RuntimeError("no")
 
@@ -134,3 +135,27 @@ def test_what_evolves_in_a_method_is_put_back(tmp_path: Path) -> None:
         run(tmp_path / "run", "ssb", trace_every=1)
     assert len(seen) >= 4
     assert all(seen)
+
+
+def test_a_step_that_is_broken_off_and_made_again_is_recorded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sixth rollout is that of the third step, behind the fixed prompts of its record."""
+    whole, _ = run(tmp_path / "whole", "grpo", trace_every=1)
+    calls = 0
+    original = TextDomain.rollout
+
+    def rollout(self: TextDomain, *rest: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise Interrupted(signal.SIGTERM)
+        return original(self, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextDomain, "rollout", rollout)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "part", "grpo", trace_every=1)
+    assert {row["step"] for row in credit(tmp_path / "part")} == {0, 1}
+    part, _ = run(tmp_path / "part", "grpo", resume=True, trace_every=1)
+    assert credit(part) == credit(whole)
