@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -147,7 +148,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser().print_help()
             return 0
         arguments.words = words
-        return int(_VERBS[arguments.verb](arguments) or 0)
+        status = int(_VERBS[arguments.verb](arguments) or 0)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads our output has enough (`| head`); what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UserError as error:
         print(f"redistill: {error}", file=sys.stderr)
         return 2

@@ -134,7 +134,7 @@ def train(lm: LanguageModel, steps: int, size: int, peak: float) -> None:
     optimiser = torch.optim.AdamW(lm.module.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     began = time.monotonic()
     for step in range(steps):
-        rate = peak * min(1.0, (step + 1) / 30) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        rate = peak * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimiser.param_groups:
             group["lr"] = rate
         ids_BT, learn_BT, lengths = batch(lm.tokenizer, step, size, (step >= LOOKING * steps) + (step >= CLEAN * steps))

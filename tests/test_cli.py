@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,3 +175,14 @@ def test_the_page_on_runs_names_every_file_of_a_run_folder(folder: Path) -> None
     for path in folder.iterdir():
         if path.name != ".lock":
             assert f"`{path.name}" in page, path.name
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """As `redistill show sdpo --json | head -1`."""
+    program = "import sys; from redistill.cli import main; sys.exit(main(['show', 'sdpo', '--json']))"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
