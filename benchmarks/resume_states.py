@@ -36,12 +36,14 @@ OUTSIDE = (
     "saved",
     "config",
     "recorder",
+    "kept",
 )
 """Attributes of a run that are not looked into: where it writes and whom it tells; the logs (compared as parts); a step's own
 numbers; and the moment of the last save."""
 EPHEMERAL: Mapping[str, str] = {
+    r"(method|stages\[\d+\]\.method)\.cache\b.*": "a function of its keys: written anew where it is missing",
     r"domain\.(step|calls)": "begin_step sets them",
-    r"domain\.judge\.(sampled_in|seconds)": "time is no two times the same",
+    r"domain\.judge\.(sampled_in|seconds|slow)": "time is no two times the same",
     r"domain\.(omitted|recorded)\b.*": "begin_step clears them",
     r"domain\.shown\b.*": "the grid beside a saved model; made again where it is missing",
     r"cursor\.spent\['seconds'\]": "time is no two times the same",

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import redistill.core.loop
 import redistill.core.state
+import redistill.methods.ssb
 import redistill.text.assemble
 import redistill.text.domain
 from redistill.cli import main
@@ -334,6 +335,26 @@ def test_the_first_sampling_of_a_stage_belongs_to_a_step_that_is_finished(
         assert "after step 4;" in stopped(capsys, out, 143, RUNS["two-stages"])
     assert main(arguments(RUNS["two-stages"], out, True)) == 0
     assert_same(out, expected("two-stages"))
+
+
+GATHERS = "ssb that gathers"
+RUNS[GATHERS] = (
+    "ssb pairs=99 batch=3 gather_steps=3 steps=2 prompts_per_step=6 group_size=4 max_new_tokens=16 eval_prompts=4 save_every=9 "
+    "lora_rank=0 lora_alpha=none learning_rate=0.001 trace_prompts=0 utility=false"
+)
+
+
+def test_a_step_that_fills_a_store_is_finished(
+    expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a method keeps is filled while it samples: half a step's records would be kept twice."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        strike(patch, redistill.methods.ssb.SSB, "remember", 3, (signal.SIGTERM,), "after")
+        stopped(capsys, out, 143, RUNS[GATHERS])
+    assert int(newest_good(out / "checkpoints")[0].name[5:]) == last_step(out) >= 1  # type: ignore[union-attr]
+    assert main(arguments(RUNS[GATHERS], out, True)) == 0
+    assert_same(out, expected(GATHERS))
 
 
 @pytest.mark.parametrize("name", ["save_file", "digest", "_sync"])

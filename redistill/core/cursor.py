@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from redistill.core.state import Piece
+from redistill.core.files import read_object
+from redistill.core.state import Piece, checkpoints
+from redistill.errors import UserError
 
 
 @dataclass
@@ -34,6 +38,20 @@ class Cursor:
                 value[found["step"]] = number
         return sorted(value, key=lambda step: (-value[step], step))[:count]
 
+    def check(self, steps: int, stages: int, path: Path) -> None:
+        """Refuse to go on with a run of `stages` stages that is asked for fewer steps in the last one than it has done."""
+        in_main, finished = self.step - self.stage_began, self.stage == stages
+        if self.stage > stages:
+            raise UserError(f"the run in {path} is in stage {self.stage + 1}, this one has {stages}")
+        if self.stage >= stages - 1 and steps < in_main + (not finished):
+            raise UserError(f"steps={steps} is no more than the {in_main} steps that the run in {path} has done")
+
+    def reopen(self, steps: int, stages: int) -> None:
+        """Go on with a finished run that is now asked for more steps."""
+        if self.stage == stages and not self.done and steps > self.step - self.stage_began:
+            self.stage -= 1
+            self.evaluations.pop("after", None)
+
     def state(self) -> Piece:
         """All of it."""
         return Piece(facts=asdict(self))
@@ -45,3 +63,13 @@ class Cursor:
             raise ValueError(f"{counts} are not whole numbers from 0 on")
         for name, value in piece.facts.items():
             setattr(self, name, value)
+
+
+def peeked(root: Path) -> Cursor | None:
+    """What the newest checkpoint under `root` says of where its run is; None where it says nothing that can be read."""
+    for folder in checkpoints(root)[-1:]:
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            found = Cursor()
+            found.restore(Piece(facts=read_object(folder / "manifest.json")["parts"]["cursor"]))
+            return found
+    return None

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 from redistill.config import RunConfig
 from redistill.core import rng
 from redistill.core.budget import Clock, Dry, spend
-from redistill.core.cursor import Cursor
+from redistill.core.cursor import Cursor, peeked
 from redistill.core.domain import Domain
 from redistill.core.episode import Group
 from redistill.core.method import Method, Stage
@@ -63,8 +64,8 @@ class Run:
         parts: dict[str, Stateful] = {"cursor": self.cursor, "watch": self.watch, **self.domain.stateful()}
         parts |= {f"player-{name}": player for name, player in self.domain.players.items()}
         parts |= {"teachers": self.domain.bank, "recorder": self.recorder}
-        for stage in self.stages:
-            parts |= {f"{stage.name}-{name}": part for name, part in stage.method.state().items()}
+        kept = {f"{stage.name}-{name}": part for stage in self.stages for name, part in stage.method.state().items()}
+        self.kept, parts = list(kept.values()), parts | kept
         # Logs last: what is cut off them when they are restored does not come back.
         parts |= {"metrics": self.log_file, "samples": self.samples, "alarms": self.alarms, "credit": self.credit}
         for name, part in parts.items():
@@ -189,7 +190,7 @@ class Run:
         self.domain.begin_step(self.cursor.step)
         # A step is finished where a method keeps things (how they were is not remembered), or where a stage has just begun.
         begins = self.cursor.step == self.cursor.stage_began
-        with nullcontext() if begins or stage.method.state() else self._breakable(recorded):
+        with nullcontext() if begins or self.kept else self._breakable(recorded):
             groups = stage.method.collect(self)
         clock.lap("collect")
         made = stage.method.signal(groups, self)
@@ -313,7 +314,8 @@ class Run:
     def _breakable(self, recorded: tuple[int, int] | None = None) -> Iterator[None]:
         """A block that a signal may break off at once, wherever it is: what it has counted and recorded (since `recorded`), and
         whose weights it has swapped in, is put back, as if it had not begun."""
-        prompts, counted = self.cursor.prompts, [(part, part.state()) for part in self.domain.stateful().values()]
+        parts = [*self.domain.stateful().values(), *self.kept]
+        prompts, counted = self.cursor.prompts, [(part, deepcopy(part.state())) for part in parts]
         tensors = [tensor for player in self.domain.players.values() for tensor in player.tensors.values()]
         own = [tensor.data for tensor in tensors]
         try:
@@ -344,6 +346,9 @@ class Run:
         self.report("saved", {"path": str(path)})
 
     def _resume(self) -> None:
+        steps, ahead = self._steps(self.stages[-1]), peeked(self.folder.checkpoints)
+        if ahead is not None:  # before anything is cut off the logs
+            ahead.check(steps, len(self.stages), self.folder.path)
         folder, refused = self.state.load_newest(self.folder.checkpoints)
         if refused and folder is None:  # to start again would cut off the logs of what was done
             raise UserError(
@@ -359,23 +364,10 @@ class Run:
                 {"text": f"no checkpoint in {self.folder.checkpoints}: the run starts from the beginning"},
             )
             return
-        if self.cursor.stage > len(self.stages):
-            raise UserError(f"checkpoint {folder} is in stage {self.cursor.stage}, the run has {len(self.stages)}")
-        self._reopen()
+        self.cursor.check(steps, len(self.stages), self.folder.path)
+        self.cursor.reopen(steps, len(self.stages))
         self.saved = (self.cursor.step, len(self.cursor.evaluations))
         self.report("resumed", {"path": str(folder), "step": self.cursor.step})
-
-    def _reopen(self) -> None:
-        """Go on with a finished run that is now asked for more steps; refuse fewer steps than it has."""
-        steps, in_main = self._steps(self.stages[-1]), self.cursor.step - self.cursor.stage_began
-        finished = self.cursor.stage == len(self.stages)
-        if self.cursor.stage >= len(self.stages) - 1 and steps < in_main + (not finished):
-            raise UserError(
-                f"steps={steps} is no more than the {in_main} steps that the run in {self.folder.path} has done"
-            )
-        if finished and not self.cursor.done and steps > in_main:
-            self.cursor.stage -= 1
-            self.cursor.evaluations.pop("after", None)
 
     def _finish(self, seconds: float) -> dict[str, Any]:
         if self.config.save_model:

@@ -89,9 +89,11 @@ class TeacherHacking(Method):
     ) -> list[Episode]:
         """Answers of a model that are the same whenever they are asked for."""
         if name not in self.cache:
-            seed = ctx.domain.config.seed if key == DATA else 0
+            seed, counted = ctx.domain.config.seed if key == DATA else 0, dict(ctx.domain.generated)
             with ctx.domain.writing_as(by):
                 self.cache[name] = flat(ctx.domain.rollout(prompts, size=size, key=(seed, key)))
+            ctx.domain.generated.clear()  # data of the run, not rollouts of a step: a resumed run writes them again
+            ctx.domain.generated.update(counted)
         return self.cache[name]
 
     def stored(self, ctx: Context) -> list[Episode]:
