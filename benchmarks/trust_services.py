@@ -32,7 +32,7 @@ def run(server: Server, out: Path, resume: bool = False, **given: Any) -> dict[s
     options = {
         "teacher": f"served({server.url})", "teacher_view": "with_solution", "support": "top_k(5, of=teacher)", "steps": STEPS,
         "prompts_per_step": 2, "group_size": 1, "max_new_tokens": 8, "eval_prompts": 2, "save_every": 2, "served_tries": 3,
-        "served_timeout": 20.0, "learning_rate": 1e-3, "utility": "false", **given,
+        "served_timeout": 20.0, "learning_rate": 1e-3, "utility": "false", "trace_prompts": 0, **given,
     }  # fmt: skip
     made = prepare("opd", options, out=out, resume=resume, report=lambda event, facts: None)
     try:

@@ -276,7 +276,7 @@ def test_a_full_disk_at_the_end_is_one_sentence(monkeypatch: pytest.MonkeyPatch,
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(domains, "save_model", full)
+    monkeypatch.setattr(domains, "write_model", full)
     with pytest.raises(UserError, match="No space left on device"):
         text_domain().save(tmp_path / "model")
 

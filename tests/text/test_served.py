@@ -288,7 +288,7 @@ def run(server: Server, out: Path, resume: bool = False, **given: Any) -> dict[s
     options = {
         "teacher": f"served({server.url})", "teacher_view": "with_solution", "support": "top_k(5, of=teacher)", "steps": 4,
         "prompts_per_step": 2, "group_size": 1, "max_new_tokens": 8, "eval_prompts": 2, "save_every": 1, "served_tries": 1,
-        "learning_rate": 1e-3, "utility": "false", **given,
+        "learning_rate": 1e-3, "utility": "false", "trace_prompts": 0, **given,
     }  # fmt: skip
     made = prepare("opd", options, out=out, resume=resume, report=lambda event, facts: None)
     try:

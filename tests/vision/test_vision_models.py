@@ -73,6 +73,9 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"its weights are not those of cnn:width=8,norm=batch"):
         load_model(str(tmp_path), **DIGITS)
     (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"is not a folder with config.json and model.safetensors"):
+        load_model(str(tmp_path), **DIGITS)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format": "another"}))
     with pytest.raises(UserError, match=r"is not a vision model of ours"):
         load_model(str(tmp_path), **DIGITS)
 
