@@ -55,6 +55,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "task": "tools:steps=3,levels=4", "max_new_tokens": 24, "skill_weight": 0.5, "steps": 3, "max_turns": 4,
     },
     "teacher-hacking": {"prompts": 8},
+    "rl-vs-distillation": {"size": 4, "gather_steps": 2, "tries": 2, "writes": 4},
     "rpd": {"teacher": "expert:noise=0.5", "anneal_steps": 60},
     **dict.fromkeys(("kdrl", "rlad", "g-opd", "paced", "scope", "kepo", "tsd-kd"), EXPERT),
 }  # fmt: skip

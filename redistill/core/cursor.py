@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from redistill.core.files import read_object
-from redistill.core.state import Piece, checkpoints
+from redistill.core.state import Piece
 from redistill.errors import UserError
 
 
@@ -46,6 +46,14 @@ class Cursor:
         if self.stage >= stages - 1 and steps < in_main + (not finished):
             raise UserError(f"steps={steps} is no more than the {in_main} steps that the run in {path} has done")
 
+    @classmethod
+    def check_saved(cls, parts: Mapping[str, Any], steps: int, stages: int, path: Path) -> None:
+        """The same for a checkpoint's facts, before anything of it is taken over."""
+        saved = cls()
+        with contextlib.suppress(ValueError):  # counters that no run has are told when they are restored
+            saved.restore(Piece(facts=parts["cursor"]))
+            saved.check(steps, stages, path)
+
     def reopen(self, steps: int, stages: int) -> None:
         """Go on with a finished run that is now asked for more steps."""
         if self.stage == stages and not self.done and steps > self.step - self.stage_began:
@@ -63,13 +71,3 @@ class Cursor:
             raise ValueError(f"{counts} are not whole numbers from 0 on")
         for name, value in piece.facts.items():
             setattr(self, name, value)
-
-
-def peeked(root: Path) -> Cursor | None:
-    """What the newest checkpoint under `root` says of where its run is; None where it says nothing that can be read."""
-    for folder in checkpoints(root)[-1:]:
-        with contextlib.suppress(ValueError, LookupError, TypeError):
-            found = Cursor()
-            found.restore(Piece(facts=read_object(folder / "manifest.json")["parts"]["cursor"]))
-            return found
-    return None

@@ -13,7 +13,7 @@ from typing import Any
 from redistill.config import RunConfig
 from redistill.core import rng
 from redistill.core.budget import Clock, Dry, spend
-from redistill.core.cursor import Cursor, peeked
+from redistill.core.cursor import Cursor
 from redistill.core.domain import Domain
 from redistill.core.episode import Group
 from redistill.core.method import Method, Stage
@@ -346,10 +346,10 @@ class Run:
         self.report("saved", {"path": str(path)})
 
     def _resume(self) -> None:
-        steps, ahead = self._steps(self.stages[-1]), peeked(self.folder.checkpoints)
-        if ahead is not None:  # before anything is cut off the logs
-            ahead.check(steps, len(self.stages), self.folder.path)
-        folder, refused = self.state.load_newest(self.folder.checkpoints)
+        asked = (self._steps(self.stages[-1]), len(self.stages))
+        folder, refused = self.state.load_newest(
+            self.folder.checkpoints, lambda parts: Cursor.check_saved(parts, *asked, self.folder.path)
+        )
         if refused and folder is None:  # to start again would cut off the logs of what was done
             raise UserError(
                 f"{refused[0]}, and no other checkpoint is good: to start from the beginning, remove {self.folder.checkpoints}"
@@ -364,8 +364,7 @@ class Run:
                 {"text": f"no checkpoint in {self.folder.checkpoints}: the run starts from the beginning"},
             )
             return
-        self.cursor.check(steps, len(self.stages), self.folder.path)
-        self.cursor.reopen(steps, len(self.stages))
+        self.cursor.reopen(*asked)
         self.saved = (self.cursor.step, len(self.cursor.evaluations))
         self.report("resumed", {"path": str(folder), "step": self.cursor.step})
 

@@ -131,6 +131,8 @@ def _same_file(path: Path, opened: IO[bytes]) -> bool:
 class Log:
     """An append-only JSONL file whose length is part of the state: on resume, lines after the checkpoint are cut off."""
 
+    on_disk = True
+
     def __init__(self, path: Path, limit: int | None = None) -> None:
         self.path, self.limit = path, limit
         """`limit`: bytes after which no more is added (None: no limit)."""

@@ -123,9 +123,10 @@ class State:
             _sync(path)
         _sync(draft)
 
-    def load(self, folder: Path) -> int:
+    def load(self, folder: Path, agree: Callable[[Mapping[str, Any]], None] | None = None) -> int:
         """Restore every part from a checkpoint; returns its step. Raises UserError, naming folder and part, for one that is
-        damaged or does not fit; what could be told beforehand is told before anything is changed."""
+        damaged or does not fit. Parts that change files (`on_disk`) come last: when all others fit, `agree` sees the facts of all
+        and may refuse as well, and until then nothing outside of the process is changed."""
         manifest = verify(folder)
         missing, foreign = set(self.parts) - set(manifest["parts"]), set(manifest["parts"]) - set(self.parts)
         if missing or foreign:
@@ -138,24 +139,45 @@ class State:
             unlike = _unlike(part.state().facts, pieces[name].facts)
             if unlike:
                 raise UserError(f"checkpoint {folder} does not fit this run: {name} {unlike}")
-        for name, part in self.parts.items():
+        files = [name for name, part in self.parts.items() if getattr(part, "on_disk", False)]
+        self._restore(folder, {name: piece for name, piece in pieces.items() if name not in files})
+        if agree is not None:
+            agree(manifest["parts"])
+        self._restore(folder, {name: pieces[name] for name in files})
+        return int(manifest["step"])
+
+    def _restore(self, folder: Path, pieces: Mapping[str, Piece]) -> None:
+        for name, piece in pieces.items():
             try:
-                part.restore(pieces[name])
+                self.parts[name].restore(piece)
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
                 said = " ".join(str(error).split())[:200]
                 raise UserError(f"checkpoint {folder} does not fit this run: {name}: {said}") from None
-        return int(manifest["step"])
 
-    def load_newest(self, root: Path) -> tuple[Path | None, list[str]]:
+    def load_newest(
+        self, root: Path, agree: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> tuple[Path | None, list[str]]:
         """Restore every part from the newest checkpoint under `root` that is whole and fits; that checkpoint (None when there
-        is none), and one sentence for each newer one that had to be refused."""
-        refused = []
+        is none), and one sentence for each newer one that had to be refused. What `agree` refuses is not tried further."""
+        refused: list[str] = []
+        disagreed: list[UserError] = []
+
+        def ask(parts: Mapping[str, Any]) -> None:
+            try:
+                if agree is not None:
+                    agree(parts)
+            except UserError as error:
+                disagreed.append(error)
+                raise
+
         for folder in reversed(checkpoints(root)):
             try:
-                self.load(folder)
+                self.load(folder, ask)
             except OutsideFault:  # not the checkpoint's
                 raise
             except UserError as error:
+                if disagreed:
+                    raise
                 refused.append(str(error))
                 continue
             return folder, refused
