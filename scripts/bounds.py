@@ -86,7 +86,7 @@ def measure(end: str) -> dict[str, Any]:
         raise SystemExit(0)
     listed = json.loads(subprocess.check_output([python, "-m", "pip", "list", "--format", "json"], text=True))
     versions = {each["name"].lower().replace("_", "-"): each["version"] for each in listed}
-    run([python, "-m", "pytest", *SMOKE, "-p", "no:cacheprovider", "-x" if "-x" in sys.argv else "-q"], log)
+    run([python, "-m", "pytest", *SMOKE, "-p", "no:cacheprovider", "-o", "addopts=", *(["-x"] if "-x" in sys.argv else [])], log)
     last = next((line for line in reversed(log.read_text().splitlines()) if " passed" in line or " failed" in line), "")
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}
     return {
@@ -107,7 +107,8 @@ def main() -> int:
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         RESULT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
         print(f"{end}: {kept[end]['tests']}; {kept[end]['versions']}")
-    return int(any(kept[end]["tests"].get(word) for end in ends for word in ("failed", "error", "errors")))
+    bad = any(kept[end]["tests"].get(word) for end in ends for word in ("failed", "error", "errors"))
+    return int(bad or not all(kept[end]["tests"].get("passed") for end in ends))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,9 @@ class _SlotLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    def get_max_cache_shape(self) -> int:  # its name in transformers 5.0
+        return -1
+
 
 class SlotCache(Cache):
     """The slots of all layers, and where the current step writes (`columns`, one a row) and reads (`seen` columns)."""
