@@ -86,7 +86,20 @@ def measure(end: str) -> dict[str, Any]:
         raise SystemExit(0)
     listed = json.loads(subprocess.check_output([python, "-m", "pip", "list", "--format", "json"], text=True))
     versions = {each["name"].lower().replace("_", "-"): each["version"] for each in listed}
-    run([python, "-m", "pytest", *SMOKE, "-p", "no:cacheprovider", "-o", "addopts=", *(["-x"] if "-x" in sys.argv else [])], log)
+    run(
+        [
+            python,
+            "-m",
+            "pytest",
+            *SMOKE,
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "addopts=",
+            *(["-x"] if "-x" in sys.argv else []),
+        ],
+        log,
+    )
     last = next((line for line in reversed(log.read_text().splitlines()) if " passed" in line or " failed" in line), "")
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}
     return {
